@@ -1,0 +1,350 @@
+"""The configuration file: TOML in, a checked `Config` out.
+
+Every section is a frozen dataclass whose fields are its keys. `load` reports the first thing
+wrong with file, key, and what is allowed; nothing else in the package reads TOML. The defaults
+here are the documented ones.
+"""
+
+import ipaddress
+import math
+import re
+import socket
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Final
+
+from trimtab.errors import ConfigError
+
+__all__ = [
+    "Config",
+    "Learning",
+    "Nginx",
+    "Peer",
+    "Policy",
+    "Upstream",
+    "load",
+    "parse",
+    "split_address",
+]
+
+# The bounds of the gRPC messages (proto/trimtab/v1/policy.proto) hold for the configuration too.
+MAX_NAME_BYTES: Final = 255
+MAX_UPSTREAMS: Final = 256
+MAX_PEERS: Final = 4096
+MAX_PAIRS: Final = 16384
+
+_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*\Z")
+_LOCATION: Final = re.compile(r"/[A-Za-z0-9_.~%/+:@,=-]*\Z")
+_HOST: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,62}\.?)*\Z")
+_UNIX: Final = re.compile(r"unix:(/[A-Za-z0-9_.,+@=-]+)+\Z")
+_BINARY: Final = re.compile(r"[A-Za-z0-9_./+-]+\Z")
+
+
+def _key(check: Callable[[Any], Any], **kwargs: Any) -> Any:
+    """A field whose value from TOML goes through `check`, which returns it or raises ValueError."""
+    return field(metadata={"check": check}, **kwargs)
+
+
+def _number(low: float, high: float) -> Callable[[Any], float]:
+    def check(value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"a number from {low:g} to {high:g}")
+        if not (math.isfinite(value) and low <= value <= high):
+            raise ValueError(f"a number from {low:g} to {high:g}")
+        return float(value)
+
+    return check
+
+
+def _integer(low: int, high: int) -> Callable[[Any], int]:
+    def check(value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise ValueError(f"a whole number from {low} to {high}")
+        return value
+
+    return check
+
+
+def _boolean(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("true or false")
+    return value
+
+
+def _one_of(*allowed: str) -> Callable[[Any], str]:
+    def check(value: Any) -> str:
+        if value not in allowed:
+            raise ValueError(" or ".join(f'"{a}"' for a in allowed))
+        return str(value)
+
+    return check
+
+
+def _matching(pattern: re.Pattern[str], meaning: str) -> Callable[[Any], str]:
+    def check(value: Any) -> str:
+        if not isinstance(value, str) or len(value) > MAX_NAME_BYTES or not pattern.match(value):
+            raise ValueError(meaning)
+        return value
+
+    return check
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Host and port of "HOST:PORT" or "[IPv6]:PORT"; ("unix:/path", 0) for a unix socket.
+
+    Raises ValueError with what is allowed.
+    """
+    meaning = '"HOST:PORT", "[IPv6]:PORT" or "unix:/absolute/path"'
+    if len(address) > MAX_NAME_BYTES:
+        raise ValueError(meaning)
+    if address.startswith("unix:"):
+        if not _UNIX.match(address):
+            raise ValueError(meaning)
+        return address, 0
+    host, _, port = address.rpartition(":")
+    if not re.fullmatch(r"[0-9]{1,5}", port) or not 1 <= int(port) <= 65535:
+        raise ValueError(meaning)
+    if host.startswith("[") and host.endswith("]"):
+        try:
+            ipaddress.IPv6Address(host[1:-1])
+        except ValueError:
+            raise ValueError(meaning) from None
+    elif not _HOST.match(host):
+        raise ValueError(meaning)
+    return host, int(port)
+
+
+def _address(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError('"HOST:PORT" or "unix:/absolute/path"')
+    split_address(value)
+    return value
+
+
+def _addresses(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not value:
+        raise ValueError('a list of addresses, as ["127.0.0.1:18080"]')
+    return tuple(_address(v) for v in value)
+
+
+def _workers(value: Any) -> int | str:
+    if value == "auto":
+        return "auto"
+    try:
+        return _integer(1, 512)(value)
+    except ValueError:
+        raise ValueError('a whole number from 1 to 512, or "auto"') from None
+
+
+def _directory(value: Any) -> Path:
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise ValueError("a directory")
+    return Path(value)
+
+
+def _hostname() -> str:
+    return re.sub(r"[^A-Za-z0-9_.-]", "-", socket.gethostname())[:64] or "localhost"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """[policy]: the policy server."""
+
+    listen: str = _key(_address, default="127.0.0.1:18290")
+    admin_listen: str = _key(_address, default="127.0.0.1:18291")
+    interval_seconds: float = _key(_number(0.05, 60), default=1.0)
+    # Ten intervals by default: long enough that a restart of the policy server goes unnoticed.
+    time_to_live_seconds: float = _key(_number(0.2, 3600), default=10.0)
+    state_directory: Path = _key(_directory, default=Path("var/trimtab"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Nginx:
+    """[nginx]: the balancer."""
+
+    mode: str = _key(_one_of("lua", "stock"), default="lua")
+    listen: tuple[str, ...] = _key(_addresses, default=("127.0.0.1:18080",))
+    # Status pages and the gRPC bridge of the Lua hook: keep it on loopback.
+    internal_listen: str = _key(_address, default="127.0.0.1:18081")
+    worker_processes: int | str = _key(_workers, default=1)
+    binary: str = _key(_matching(_BINARY, "the name or path of an nginx binary"), default="nginx")
+    # Name of this balancer in reports; stable over restarts.
+    instance: str = _key(
+        _matching(_NAME, "letters, digits, '_', '.' and '-'"), default_factory=_hostname
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Learning:
+    """[learning]: how the brain learns."""
+
+    enabled: bool = _key(_boolean, default=True)
+    # Length of the first observation, after which deadlines and states are fitted.
+    observe_seconds: float = _key(_number(1, 86400), default=120.0)
+    # One action is held, and one reward measured, for this long.
+    decision_seconds: float = _key(_number(1, 86400), default=60.0)
+    # K = 3^3: each of three classes at high, medium or low load.
+    clusters: int = _key(_integer(1, 256), default=27)
+    # Refit the states when more than this many observations lie outside 3 sigma of all of them.
+    outlier_threshold: int = _key(_integer(1, 1_000_000), default=60)
+    exploration_ratio: float = _key(_number(0, 1), default=0.1)
+    seed: int = _key(_integer(0, 2**32 - 1), default=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peer:
+    """[[upstream.peer]]: one server."""
+
+    address: str = _key(_address)
+    slots: int | None = _key(_integer(1, 65535), default=None)
+    weight: int = _key(_integer(1, 65535), default=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Upstream:
+    """[[upstream]]: one request class and its servers."""
+
+    name: str = _key(_matching(_NAME, "letters, digits, '_', '.' and '-', as in an nginx upstream"))
+    location: str = _key(
+        _matching(_LOCATION, 'a URI prefix, as "/api/", without spaces, quotes, ";", "{" or "$"')
+    )
+    priority: float = _key(_number(1, 1000), default=1.0)
+    deadline_seconds: float | None = _key(_number(0.0001, 86400), default=None)
+    # proxy_read_timeout and proxy_send_timeout.
+    timeout_seconds: float = _key(_number(0.05, 86400), default=60.0)
+    # Whether POST and the like may be tried again on another server (nginx's non_idempotent).
+    retry_non_idempotent: bool = _key(_boolean, default=False)
+    peers: tuple[Peer, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """A whole configuration file."""
+
+    policy: Policy = field(default_factory=Policy)
+    nginx: Nginx = field(default_factory=Nginx)
+    learning: Learning = field(default_factory=Learning)
+    upstreams: tuple[Upstream, ...] = ()
+    path: str = "<defaults>"
+
+
+def _section(cls: type[Any], table: Any, where: str, path: str, ignore: str = "") -> dict[str, Any]:
+    """The checked keys of one TOML table, as keyword arguments of `cls`."""
+    if not isinstance(table, Mapping):
+        raise ConfigError(f"{path}: {where} must be a table")
+    checks = {f.name: f for f in fields(cls) if "check" in f.metadata}
+    for name in table:
+        if name not in checks and name != ignore:
+            close = get_close_matches(name, checks, 1)
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            allowed = ", ".join([*checks, *([ignore] if ignore else [])])
+            raise ConfigError(f"{path}: unknown key {name!r} in {where}{hint}; allowed: {allowed}")
+    values = {}
+    for name, f in checks.items():
+        if name in table:
+            try:
+                values[name] = f.metadata["check"](table[name])
+            except ValueError as error:
+                raise ConfigError(
+                    f"{path}: {name} in {where} is {table[name]!r}; it must be {error}"
+                ) from None
+        elif f.default is MISSING and f.default_factory is MISSING:
+            raise ConfigError(f"{path}: {where} lacks the key {name!r}")
+    return values
+
+
+def _tables(value: Any, where: str, path: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise ConfigError(f"{path}: write {where} with double brackets, once an entry")
+    return value
+
+
+def _upstream(table: Any, position: int, path: str) -> Upstream:
+    name = table.get("name", position) if isinstance(table, Mapping) else position
+    where = f"[[upstream]] {name!r}"
+    values = _section(Upstream, table, where, path, ignore="peer")
+    peers = [
+        Peer(**_section(Peer, entry, f"[[upstream.peer]] {n} of {where}", path))
+        for n, entry in enumerate(_tables(table.get("peer", []), "[[upstream.peer]]", path), 1)
+    ]
+    if not peers:
+        raise ConfigError(f"{path}: {where} has no [[upstream.peer]]")
+    if len(peers) > MAX_PEERS:
+        raise ConfigError(f"{path}: {where} has {len(peers)} peers; at most {MAX_PEERS}")
+    seen = set()
+    for peer in peers:
+        if peer.address in seen:
+            raise ConfigError(f"{path}: {where} names the peer {peer.address!r} twice")
+        seen.add(peer.address)
+    return Upstream(**values, peers=tuple(peers))
+
+
+def _check_whole(config: Config) -> None:
+    """What holds between sections."""
+    path = config.path
+    for kind, of in (("name", lambda u: u.name), ("location", lambda u: u.location)):
+        seen: set[str] = set()
+        for upstream in config.upstreams:
+            if of(upstream) in seen:
+                raise ConfigError(f"{path}: two [[upstream]] have the {kind} {of(upstream)!r}")
+            seen.add(of(upstream))
+    pairs = sum(len(u.peers) for u in config.upstreams)
+    if len(config.upstreams) > MAX_UPSTREAMS or pairs > MAX_PAIRS:
+        raise ConfigError(
+            f"{path}: {len(config.upstreams)} upstreams with {pairs} peers in all; at most "
+            f"{MAX_UPSTREAMS} and {MAX_PAIRS}"
+        )
+    slots: dict[str, int | None] = {}
+    for upstream in config.upstreams:
+        for peer in upstream.peers:
+            if slots.setdefault(peer.address, peer.slots) != peer.slots:
+                raise ConfigError(
+                    f"{path}: the peer {peer.address!r} has slots = {slots[peer.address]} in one "
+                    f"upstream and {peer.slots} in {upstream.name!r}; slots are the server's, give "
+                    "the same everywhere"
+                )
+    if config.policy.time_to_live_seconds < 2 * config.policy.interval_seconds:
+        raise ConfigError(
+            f"{path}: time_to_live_seconds in [policy] is {config.policy.time_to_live_seconds:g}; "
+            "it must be at least twice interval_seconds "
+            f"({config.policy.interval_seconds:g}), or weights expire between two refreshes"
+        )
+
+
+def parse(text: str, path: str = "<text>") -> Config:
+    """The configuration in a TOML text. Raises ConfigError, which names `path`, key and remedy."""
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    sections: dict[str, Any] = {"policy": Policy, "nginx": Nginx, "learning": Learning}
+    for name in data:
+        if name not in sections and name != "upstream":
+            close = get_close_matches(name, [*sections, "upstream"], 1)
+            hint = f" (did you mean [{close[0]}]?)" if close else ""
+            allowed = ", ".join(f"[{s}]" for s in sections) + ", [[upstream]]"
+            raise ConfigError(f"{path}: unknown section {name!r}{hint}; allowed: {allowed}")
+    upstreams = _tables(data.get("upstream", []), "[[upstream]]", path)
+    config = Config(
+        **{n: c(**_section(c, data.get(n, {}), f"[{n}]", path)) for n, c in sections.items()},
+        upstreams=tuple(_upstream(t, n, path) for n, t in enumerate(upstreams, 1)),
+        path=path,
+    )
+    if not config.upstreams:
+        raise ConfigError(f"{path}: there is no [[upstream]]; name at least one and its peers")
+    _check_whole(config)
+    return config
+
+
+def load(path: str | Path) -> Config:
+    """The configuration in a TOML file. Raises ConfigError."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; `trimtab init` writes one") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    return parse(text, str(path))
