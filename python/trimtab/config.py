@@ -285,12 +285,13 @@ def _upstream(table: Any, position: int, path: str) -> Upstream:
 def _check_whole(config: Config) -> None:
     """What holds between sections."""
     path = config.path
-    for kind, of in (("name", lambda u: u.name), ("location", lambda u: u.location)):
-        seen: set[str] = set()
-        for upstream in config.upstreams:
-            if of(upstream) in seen:
-                raise ConfigError(f"{path}: two [[upstream]] have the {kind} {of(upstream)!r}")
-            seen.add(of(upstream))
+    for kind, values in (
+        ("name", [u.name for u in config.upstreams]),
+        ("location", [u.location for u in config.upstreams]),
+    ):
+        for value in values:
+            if values.count(value) > 1:
+                raise ConfigError(f"{path}: two [[upstream]] have the {kind} {value!r}")
     pairs = sum(len(u.peers) for u in config.upstreams)
     if len(config.upstreams) > MAX_UPSTREAMS or pairs > MAX_PAIRS:
         raise ConfigError(

@@ -1,0 +1,155 @@
+"""The configuration file: what is accepted, and what the refusals say."""
+
+from pathlib import Path
+
+import pytest
+
+from trimtab import config
+from trimtab.errors import ConfigError
+
+MINIMAL = """
+[[upstream]]
+name = "api"
+location = "/api/"
+[[upstream.peer]]
+address = "127.0.0.1:9001"
+"""
+
+FULL = """
+[policy]
+listen = "unix:/run/trimtab/policy.sock"
+admin_listen = "127.0.0.1:18291"
+interval_seconds = 0.5
+time_to_live_seconds = 5
+state_directory = "/var/lib/trimtab"
+[nginx]
+mode = "stock"
+listen = ["127.0.0.1:18080", "[::1]:18080"]
+internal_listen = "127.0.0.1:18081"
+worker_processes = "auto"
+binary = "/usr/sbin/nginx"
+instance = "edge-1"
+[learning]
+enabled = false
+observe_seconds = 10
+decision_seconds = 5
+clusters = 8
+outlier_threshold = 5
+exploration_ratio = 0.0
+seed = 7
+[[upstream]]
+name = "compose_backend"
+location = "/wrk2-api/post/compose"
+priority = 3
+deadline_seconds = 0.150
+timeout_seconds = 5
+retry_non_idempotent = true
+[[upstream.peer]]
+address = "127.0.0.1:9001"
+slots = 2
+weight = 3
+[[upstream.peer]]
+address = "unix:/run/app.sock"
+"""
+
+
+def test_minimal_file_takes_the_documented_defaults() -> None:
+    """One upstream with one peer is a whole configuration."""
+    got = config.parse(MINIMAL)
+    assert got.policy.listen == "127.0.0.1:18290"
+    assert got.nginx.mode == "lua"
+    assert got.upstreams[0].priority == 1.0
+    assert got.upstreams[0].deadline_seconds is None
+    assert got.upstreams[0].peers == (config.Peer(address="127.0.0.1:9001"),)
+
+
+def test_every_key_is_read() -> None:
+    """Each documented key arrives in its field."""
+    got = config.parse(FULL)
+    assert got.policy.state_directory == Path("/var/lib/trimtab")
+    assert got.policy.interval_seconds == 0.5
+    assert got.nginx.listen == ("127.0.0.1:18080", "[::1]:18080")
+    assert got.nginx.worker_processes == "auto"
+    assert got.learning == config.Learning(
+        enabled=False,
+        observe_seconds=10.0,
+        decision_seconds=5.0,
+        clusters=8,
+        outlier_threshold=5,
+        exploration_ratio=0.0,
+        seed=7,
+    )
+    assert got.upstreams[0].retry_non_idempotent is True
+    assert got.upstreams[0].peers[0].slots == 2
+    assert got.upstreams[0].peers[1].address == "unix:/run/app.sock"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("[[upstream]]", "[policies]\n[[upstream]]"), "unknown section 'policies'"),
+        (("name", "nmae"), "unknown key 'nmae' in [[upstream]] 1 (did you mean 'name'?); allowed:"),
+        (('name = "api"\n', ""), "[[upstream]] 1 lacks the key 'name'"),
+        (('"api"', '"a b"'), "name in [[upstream]] 'a b' is 'a b'; it must be letters"),
+        (('"/api/"', '"/api/; return 200"'), "location in [[upstream]] 'api' is"),
+        (('"/api/"', "3"), "it must be a URI prefix"),
+        (('"127.0.0.1:9001"', '"127.0.0.1"'), '"HOST:PORT"'),
+        (('"127.0.0.1:9001"', '"127.0.0.1:0"'), '"HOST:PORT"'),
+        (('"127.0.0.1:9001"', '"127.0.0.1:9001 down"'), '"HOST:PORT"'),
+        (('"127.0.0.1:9001"', '"unix:relative"'), '"unix:/absolute/path"'),
+        (('"127.0.0.1:9001"', '"[::g]:80"'), '"[IPv6]:PORT"'),
+        (('9001"', '9001"\nslots = 0'), "slots in [[upstream.peer]] 1 of [[upstream]] 'api' is 0"),
+        (('9001"', '9001"\nslots = true'), "a whole number from 1"),
+        (('9001"', '9001"\nweight = 1.5'), "a whole number from 1"),
+        (('"/api/"', '"/api/"\npriority = 0.5'), "a number from 1 to 1000"),
+        (('"/api/"', '"/api/"\npriority = nan'), "a number from 1 to 1000"),
+        (('"/api/"', '"/api/"\ndeadline_seconds = "1"'), "a number from"),
+        (('[[upstream]]\nname = "api"', '[upstream]\nname = "api"'), "double brackets"),
+        (("= ", "== "), "not valid TOML"),
+    ],
+)
+def test_a_refusal_names_file_key_and_what_is_allowed(
+    change: tuple[str, str], message: str
+) -> None:
+    """Each mistake is refused with a sentence that lets its author mend it."""
+    with pytest.raises(ConfigError) as caught:
+        config.parse(MINIMAL.replace(change[0], change[1], 1), "my.toml")
+    assert str(caught.value).startswith("my.toml: ")
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "there is no [[upstream]]"),
+        ('[[upstream]]\nname = "a"\nlocation = "/"\n', "has no [[upstream.peer]]"),
+        (MINIMAL + MINIMAL, "two [[upstream]] have the name 'api'"),
+        (MINIMAL + MINIMAL.replace('"api"', '"b"'), "two [[upstream]] have the location '/api/'"),
+        (
+            MINIMAL + '[[upstream.peer]]\naddress = "127.0.0.1:9001"\n',
+            "the peer '127.0.0.1:9001' twice",
+        ),
+        (
+            MINIMAL + MINIMAL.replace("api", "b").replace('9001"', '9001"\nslots = 2'),
+            "slots are the server's, give the same everywhere",
+        ),
+        ("[policy]\ntime_to_live_seconds = 1\n" + MINIMAL, "at least twice interval_seconds"),
+        ("policy = 3\n" + MINIMAL, "[policy] must be a table"),
+    ],
+)
+def test_what_must_hold_between_sections(text: str, message: str) -> None:
+    """Contradictions between keys are refused too."""
+    with pytest.raises(ConfigError) as caught:
+        config.parse(text)
+    assert message in str(caught.value)
+
+
+def test_a_missing_or_unreadable_file_is_a_config_error(tmp_path: Path) -> None:
+    """No file, a directory and bytes that are no text each give one sentence."""
+    with pytest.raises(ConfigError, match="no such file"):
+        config.load(tmp_path / "absent.toml")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        config.load(tmp_path)
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        config.load(tmp_path / "binary.toml")
