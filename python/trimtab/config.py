@@ -6,17 +6,27 @@ here are the documented ones.
 """
 
 import ipaddress
-import math
 import re
 import socket
 import tomllib
-from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final
 
 from trimtab.errors import ConfigError
+from trimtab.tables import (
+    MAX_NAME_BYTES,
+    boolean,
+    integer,
+    key,
+    matching,
+    number,
+    one_of,
+    section,
+    tables,
+)
 
 __all__ = [
     "Config",
@@ -31,7 +41,6 @@ __all__ = [
 ]
 
 # The bounds of the gRPC messages (proto/trimtab/v1/policy.proto) hold for the configuration too.
-MAX_NAME_BYTES: Final = 255
 MAX_UPSTREAMS: Final = 256
 MAX_PEERS: Final = 4096
 MAX_PAIRS: Final = 16384
@@ -41,55 +50,6 @@ _LOCATION: Final = re.compile(r"/[A-Za-z0-9_.~%/+:@,=-]*\Z")
 _HOST: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,62}\.?)*\Z")
 _UNIX: Final = re.compile(r"unix:(/[A-Za-z0-9_.,+@=-]+)+\Z")
 _BINARY: Final = re.compile(r"[A-Za-z0-9_./+-]+\Z")
-
-
-def _key(check: Callable[[Any], Any], **kwargs: Any) -> Any:
-    """A field whose value from TOML goes through `check`, which returns it or raises ValueError."""
-    return field(metadata={"check": check}, **kwargs)
-
-
-def _number(low: float, high: float) -> Callable[[Any], float]:
-    def check(value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError(f"a number from {low:g} to {high:g}")
-        if not (math.isfinite(value) and low <= value <= high):
-            raise ValueError(f"a number from {low:g} to {high:g}")
-        return float(value)
-
-    return check
-
-
-def _integer(low: int, high: int) -> Callable[[Any], int]:
-    def check(value: Any) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise ValueError(f"a whole number from {low} to {high}")
-        return value
-
-    return check
-
-
-def _boolean(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError("true or false")
-    return value
-
-
-def _one_of(*allowed: str) -> Callable[[Any], str]:
-    def check(value: Any) -> str:
-        if value not in allowed:
-            raise ValueError(" or ".join(f'"{a}"' for a in allowed))
-        return str(value)
-
-    return check
-
-
-def _matching(pattern: re.Pattern[str], meaning: str) -> Callable[[Any], str]:
-    def check(value: Any) -> str:
-        if not isinstance(value, str) or len(value) > MAX_NAME_BYTES or not pattern.match(value):
-            raise ValueError(meaning)
-        return value
-
-    return check
 
 
 def split_address(address: str) -> tuple[str, int]:
@@ -134,7 +94,7 @@ def _workers(value: Any) -> int | str:
     if value == "auto":
         return "auto"
     try:
-        return _integer(1, 512)(value)
+        return integer(1, 512)(value)
     except ValueError:
         raise ValueError('a whole number from 1 to 512, or "auto"') from None
 
@@ -153,27 +113,27 @@ def _hostname() -> str:
 class Policy:
     """[policy]: the policy server."""
 
-    listen: str = _key(_address, default="127.0.0.1:18290")
-    admin_listen: str = _key(_address, default="127.0.0.1:18291")
-    interval_seconds: float = _key(_number(0.05, 60), default=1.0)
+    listen: str = key(_address, default="127.0.0.1:18290")
+    admin_listen: str = key(_address, default="127.0.0.1:18291")
+    interval_seconds: float = key(number(0.05, 60), default=1.0)
     # Ten intervals by default: long enough that a restart of the policy server goes unnoticed.
-    time_to_live_seconds: float = _key(_number(0.2, 3600), default=10.0)
-    state_directory: Path = _key(_directory, default=Path("var/trimtab"))
+    time_to_live_seconds: float = key(number(0.2, 3600), default=10.0)
+    state_directory: Path = key(_directory, default=Path("var/trimtab"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Nginx:
     """[nginx]: the balancer."""
 
-    mode: str = _key(_one_of("lua", "stock"), default="lua")
-    listen: tuple[str, ...] = _key(_addresses, default=("127.0.0.1:18080",))
+    mode: str = key(one_of("lua", "stock"), default="lua")
+    listen: tuple[str, ...] = key(_addresses, default=("127.0.0.1:18080",))
     # Status pages and the gRPC bridge of the Lua hook: keep it on loopback.
-    internal_listen: str = _key(_address, default="127.0.0.1:18081")
-    worker_processes: int | str = _key(_workers, default=1)
-    binary: str = _key(_matching(_BINARY, "the name or path of an nginx binary"), default="nginx")
+    internal_listen: str = key(_address, default="127.0.0.1:18081")
+    worker_processes: int | str = key(_workers, default=1)
+    binary: str = key(matching(_BINARY, "the name or path of an nginx binary"), default="nginx")
     # Name of this balancer in reports; stable over restarts.
-    instance: str = _key(
-        _matching(_NAME, "letters, digits, '_', '.' and '-'"), default_factory=_hostname
+    instance: str = key(
+        matching(_NAME, "letters, digits, '_', '.' and '-'"), default_factory=_hostname
     )
 
 
@@ -181,42 +141,42 @@ class Nginx:
 class Learning:
     """[learning]: how the brain learns."""
 
-    enabled: bool = _key(_boolean, default=True)
+    enabled: bool = key(boolean, default=True)
     # Length of the first observation, after which deadlines and states are fitted.
-    observe_seconds: float = _key(_number(1, 86400), default=120.0)
+    observe_seconds: float = key(number(1, 86400), default=120.0)
     # One action is held, and one reward measured, for this long.
-    decision_seconds: float = _key(_number(1, 86400), default=60.0)
+    decision_seconds: float = key(number(1, 86400), default=60.0)
     # K = 3^3: each of three classes at high, medium or low load.
-    clusters: int = _key(_integer(1, 256), default=27)
+    clusters: int = key(integer(1, 256), default=27)
     # Refit the states when more than this many observations lie outside 3 sigma of all of them.
-    outlier_threshold: int = _key(_integer(1, 1_000_000), default=60)
-    exploration_ratio: float = _key(_number(0, 1), default=0.1)
-    seed: int = _key(_integer(0, 2**32 - 1), default=0)
+    outlier_threshold: int = key(integer(1, 1_000_000), default=60)
+    exploration_ratio: float = key(number(0, 1), default=0.1)
+    seed: int = key(integer(0, 2**32 - 1), default=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peer:
     """[[upstream.peer]]: one server."""
 
-    address: str = _key(_address)
-    slots: int | None = _key(_integer(1, 65535), default=None)
-    weight: int = _key(_integer(1, 65535), default=1)
+    address: str = key(_address)
+    slots: int | None = key(integer(1, 65535), default=None)
+    weight: int = key(integer(1, 65535), default=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Upstream:
     """[[upstream]]: one request class and its servers."""
 
-    name: str = _key(_matching(_NAME, "letters, digits, '_', '.' and '-', as in an nginx upstream"))
-    location: str = _key(
-        _matching(_LOCATION, 'a URI prefix, as "/api/", without spaces, quotes, ";", "{" or "$"')
+    name: str = key(matching(_NAME, "letters, digits, '_', '.' and '-', as in an nginx upstream"))
+    location: str = key(
+        matching(_LOCATION, 'a URI prefix, as "/api/", without spaces, quotes, ";", "{" or "$"')
     )
-    priority: float = _key(_number(1, 1000), default=1.0)
-    deadline_seconds: float | None = _key(_number(0.0001, 86400), default=None)
+    priority: float = key(number(1, 1000), default=1.0)
+    deadline_seconds: float | None = key(number(0.0001, 86400), default=None)
     # proxy_read_timeout and proxy_send_timeout.
-    timeout_seconds: float = _key(_number(0.05, 86400), default=60.0)
+    timeout_seconds: float = key(number(0.05, 86400), default=60.0)
     # Whether POST and the like may be tried again on another server (nginx's non_idempotent).
-    retry_non_idempotent: bool = _key(_boolean, default=False)
+    retry_non_idempotent: bool = key(boolean, default=False)
     peers: tuple[Peer, ...] = ()
 
 
@@ -231,44 +191,13 @@ class Config:
     path: str = "<defaults>"
 
 
-def _section(cls: type[Any], table: Any, where: str, path: str, ignore: str = "") -> dict[str, Any]:
-    """The checked keys of one TOML table, as keyword arguments of `cls`."""
-    if not isinstance(table, Mapping):
-        raise ConfigError(f"{path}: {where} must be a table")
-    checks = {f.name: f for f in fields(cls) if "check" in f.metadata}
-    for name in table:
-        if name not in checks and name != ignore:
-            close = get_close_matches(name, checks, 1)
-            hint = f" (did you mean {close[0]!r}?)" if close else ""
-            allowed = ", ".join([*checks, *([ignore] if ignore else [])])
-            raise ConfigError(f"{path}: unknown key {name!r} in {where}{hint}; allowed: {allowed}")
-    values = {}
-    for name, f in checks.items():
-        if name in table:
-            try:
-                values[name] = f.metadata["check"](table[name])
-            except ValueError as error:
-                raise ConfigError(
-                    f"{path}: {name} in {where} is {table[name]!r}; it must be {error}"
-                ) from None
-        elif f.default is MISSING and f.default_factory is MISSING:
-            raise ConfigError(f"{path}: {where} lacks the key {name!r}")
-    return values
-
-
-def _tables(value: Any, where: str, path: str) -> list[Any]:
-    if not isinstance(value, list):
-        raise ConfigError(f"{path}: write {where} with double brackets, once an entry")
-    return value
-
-
 def _upstream(table: Any, position: int, path: str) -> Upstream:
     name = table.get("name", position) if isinstance(table, Mapping) else position
     where = f"[[upstream]] {name!r}"
-    values = _section(Upstream, table, where, path, ignore="peer")
+    values = section(Upstream, table, where, path, ignore="peer")
     peers = [
-        Peer(**_section(Peer, entry, f"[[upstream.peer]] {n} of {where}", path))
-        for n, entry in enumerate(_tables(table.get("peer", []), "[[upstream.peer]]", path), 1)
+        Peer(**section(Peer, entry, f"[[upstream.peer]] {n} of {where}", path))
+        for n, entry in enumerate(tables(table.get("peer", []), "[[upstream.peer]]", path), 1)
     ]
     if not peers:
         raise ConfigError(f"{path}: {where} has no [[upstream.peer]]")
@@ -328,9 +257,9 @@ def parse(text: str, path: str = "<text>") -> Config:
             hint = f" (did you mean [{close[0]}]?)" if close else ""
             allowed = ", ".join(f"[{s}]" for s in sections) + ", [[upstream]]"
             raise ConfigError(f"{path}: unknown section {name!r}{hint}; allowed: {allowed}")
-    upstreams = _tables(data.get("upstream", []), "[[upstream]]", path)
+    upstreams = tables(data.get("upstream", []), "[[upstream]]", path)
     config = Config(
-        **{n: c(**_section(c, data.get(n, {}), f"[{n}]", path)) for n, c in sections.items()},
+        **{n: c(**section(c, data.get(n, {}), f"[{n}]", path)) for n, c in sections.items()},
         upstreams=tuple(_upstream(t, n, path) for n, t in enumerate(upstreams, 1)),
         path=path,
     )
