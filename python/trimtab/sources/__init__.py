@@ -1,0 +1,1 @@
+"""Where snapshots come from: reports of the Lua hook, or a VTS status page."""
