@@ -1,5 +1,7 @@
 """PolicyService over a real connection: answers, refusals, and what a report leaves behind."""
 
+from collections.abc import Iterator
+
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -10,17 +12,20 @@ from trimtab.v1 import policy_pb2 as pb
 
 
 @pytest.fixture
-def server():
+def server() -> Iterator[serving.Serving]:
+    """A running server with generation 1 of epoch 5 in force."""
     with serving.serving() as running:
         yield running
 
 
 def ask(running: serving.Serving, **fields) -> pb.GetWeightsResponse:
+    """Call GetWeights."""
     fields = {"instance": "nginx-1"} | fields
     return running.stub.GetWeights(pb.GetWeightsRequest(**fields), timeout=serving.TIMEOUT)
 
 
 def report(running: serving.Serving, **fields) -> pb.ReportStatsResponse:
+    """Call ReportStats."""
     fields = {"instance": "nginx-1", "start": 1, "sequence": 1} | fields
     return running.stub.ReportStats(pb.ReportStatsRequest(**fields), timeout=serving.TIMEOUT)
 

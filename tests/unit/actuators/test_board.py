@@ -10,6 +10,7 @@ from trimtab.model import Weights
 
 
 def some(epoch: int, generation: int) -> Weights:
+    """Weights without peers."""
     return Weights(upstreams={}, epoch=epoch, generation=generation)
 
 

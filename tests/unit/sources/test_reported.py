@@ -18,23 +18,27 @@ class Clock:
     now = 100.0
 
     def __call__(self) -> float:
+        """The time."""
         return self.now
 
 
 def snapshot(
     instance: str = "a", start: int = 7, requests: int = 0, upstreams: tuple[str, ...] = ("u0",)
 ) -> Snapshot:
+    """A snapshot with one peer in each upstream."""
     pairs = {u: {"10.0.0.1:80": PairCounters(requests=requests)} for u in upstreams}
     return Snapshot(instance=instance, start=start, clock_seconds=1.0, pairs=pairs)
 
 
 @pytest.fixture
 def clock() -> Clock:
+    """The source's clock."""
     return Clock()
 
 
 @pytest.fixture
 def source(clock: Clock) -> Reported:
+    """A source that forgets after 10 s."""
     return Reported(serving.configuration(policy="time_to_live_seconds = 10"), clock)
 
 
