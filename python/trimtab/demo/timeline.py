@@ -3,6 +3,7 @@
 The emulator follows it in real time, the simulator in its own; both draw it from the same seed.
 """
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,16 +43,29 @@ def changes(scenario: Scenario, seed: int, duration_seconds: float | None = None
                 quiet = at + random.exponential(event.on_seconds)
                 spans[server - 1].append((at, min(quiet, end), event))
                 at = quiet + random.exponential(event.off_seconds)
-    changes = []
+    found = []
     for i, of_server in enumerate(spans):
-        for at in sorted({t for begin, end, _ in of_server for t in (begin, end)}):
-            active = [e for begin, end, e in of_server if begin <= at < end]
-            speed = scenario.servers[i].speed
-            for event in active:
-                if event.kind in ("slow", "noisy"):
-                    speed /= event.factor
-                elif event.kind == "hang":
-                    speed = 0.0
-            error = max((e.ratio for e in active if e.kind == "error"), default=0.0)
-            changes.append(Change(at, i, speed, error, any(e.kind == "crash" for e in active)))
-    return sorted(changes, key=lambda c: (c.at_seconds, c.server))
+        # Ends before begins at one instant, so that spans that touch do not overlap.
+        edges = sorted(
+            [(end, 0, k) for k, (_, end, _) in enumerate(of_server)]
+            + [(begin, 1, k) for k, (begin, _, _) in enumerate(of_server)]
+        )
+        active: dict[int, Event] = {}
+        for at, of_edge in itertools.groupby(edges, key=lambda edge: edge[0]):
+            for _, begins, k in of_edge:
+                if begins:
+                    active[k] = of_server[k][2]
+                else:
+                    active.pop(k)
+            found.append(_change(at, i, scenario.servers[i].speed, list(active.values())))
+    return sorted(found, key=lambda c: (c.at_seconds, c.server))
+
+
+def _change(at: float, server: int, speed: float, active: list[Event]) -> Change:
+    for event in active:
+        if event.kind in ("slow", "noisy"):
+            speed /= event.factor
+        elif event.kind == "hang":
+            speed = 0.0
+    error = max((e.ratio for e in active if e.kind == "error"), default=0.0)
+    return Change(at, server, speed, error, any(e.kind == "crash" for e in active))
