@@ -19,15 +19,15 @@ __all__ = ["SOCKET_MODE", "claim", "socket_mode"]
 SOCKET_MODE = 0o660
 
 
-def claim(address: str, key: str) -> None:
-    """Make sure that nobody listens on `address`, the value of configuration key `key`.
+def claim(address: str, key: str, section: str = "[policy]") -> None:
+    """Make sure that nobody listens on `address`, the value of `key` in `section`.
 
     A unix socket that nobody answers on is removed: a server killed with -9 leaves one behind.
     Anything else at that path is left alone. Raises TrimtabError.
     """
     host, port = split_address(address)
     if host.startswith("unix:"):
-        _claim_path(Path(host.removeprefix("unix:")), key)
+        _claim_path(Path(host.removeprefix("unix:")), key, section)
         return
     try:
         found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
@@ -43,11 +43,11 @@ def claim(address: str, key: str) -> None:
         except OSError as error:
             raise TrimtabError(
                 f"cannot listen on {key} = {address!r}: {error.strerror}; stop what uses it "
-                f"(`ss -ltnp 'sport = :{port}'` names it), or set another {key} in [policy]"
+                f"(`ss -ltnp 'sport = :{port}'` names it), or set another {key} in {section}"
             ) from None
 
 
-def _claim_path(path: Path, key: str) -> None:
+def _claim_path(path: Path, key: str, section: str) -> None:
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:
@@ -61,7 +61,7 @@ def _claim_path(path: Path, key: str) -> None:
     if not stat.S_ISSOCK(mode):
         raise TrimtabError(
             f"cannot listen on {key} = 'unix:{path}': it exists and is not a socket; "
-            f"remove it, or set another {key} in [policy]"
+            f"remove it, or set another {key} in {section}"
         )
     with closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as probe:
         # A full backlog must not hold us up: whoever has one is alive.
@@ -77,7 +77,7 @@ def _claim_path(path: Path, key: str) -> None:
             ) from None
     raise TrimtabError(
         f"cannot listen on {key} = 'unix:{path}': another server answers there; stop it, "
-        f"or set another {key} in [policy]"
+        f"or set another {key} in {section}"
     )
 
 
