@@ -1,0 +1,377 @@
+-- What is in flight where, and what has happened: kept by each worker in a
+-- row of the shared mapping, read over all rows.
+--
+-- A row has one writer, so its counters lose nothing; a sum over rows is
+-- exact at rest and right to the last nanoseconds otherwise. Gauges (in
+-- flight, work) are summed over the rows of living workers. Counters of a
+-- row survive its worker: the next owner of the row counts on, and rows are
+-- summed whether owned or not. When a worker is found dead its gauges are
+-- dropped (its connections to the peers are closed).
+--
+-- Time integrals per server need the number in flight over all workers.
+-- Whoever changes it adds the seconds since the last change, by anyone, to
+-- its own row. Two workers that change the same server within nanoseconds
+-- count the same seconds twice or not at all; statistics can bear that.
+local libc = require("resty.trimtab.libc")
+local mapping = require("resty.trimtab.mapping")
+local rule = require("resty.trimtab.rule")
+
+local advance = rule.advance
+local clock = libc.monotonic
+local error_ratio = rule.error_ratio
+local floor = math.floor
+local is_alive = libc.is_alive
+local log = math.log
+local max = math.max
+local min = math.min
+local rate_of = rule.rate
+local sqrt = math.sqrt
+local tonumber = tonumber
+
+local LEVELS = 32
+local BUCKETS = 36
+-- The first bucket's bound; bounds grow by half an octave.
+local BUCKET_SECONDS = 0.0005
+local HALF_OCTAVE = 0.5 * log(2)
+-- proto: a failed request counts as ten deadlines late.
+local FAILED_TARDINESS = 9
+
+-- The memory of the rate estimate in mean services (0.3 s at 10 ms, as
+-- measured), within bounds that keep it from following single requests and
+-- from sleeping through a slowdown.
+local TAU_SERVICES = 30
+local MIN_TAU_SECONDS = 0.1
+local MAX_TAU_SECONDS = 10
+
+-- Servers without events are carried on this often: so soon does a stalled
+-- one look slow, and an idle one drift.
+local TOUCH_SECONDS = 0.05
+
+local _M = {}
+
+-- The mapping, the worker's own row, and the rows of the living.
+local map, head, own
+local done, busy, last, rate, err
+local live_in_flight, live_work, live_count = {}, {}, 0
+local seen_stamp = -1
+
+-- From the registry: servers in use and their arrays.
+local servers, slots, prior
+local tau, mean_service = 0.3, 0.01
+
+
+-- Uses this mapping, and this registry's servers; without a row yet.
+function _M.open(shared, registry)
+    map, head = shared, shared.head
+    done, busy, last = map.done, map.busy, map.last
+    rate, err = map.rate, map.error
+    servers, slots, prior = registry.servers, registry.slots, registry.prior
+    own, seen_stamp = nil, -1
+end
+
+
+-- Sets the time scale of the estimates from the mean service time.
+function _M.tune(seconds)
+    mean_service = seconds
+    tau = min(MAX_TAU_SECONDS, max(MIN_TAU_SECONDS, TAU_SERVICES * seconds))
+end
+
+
+-- Drops what a dead worker had in flight.
+local function clear(row, now)
+    for i = 0, tonumber(head.addresses) - 1 do
+        row.in_flight[i] = 0
+        row.work[i] = 0
+    end
+    for i = 0, tonumber(head.pairs) - 1 do
+        local pair = row.pairs[i]
+        pair.in_flight_seconds = pair.in_flight_seconds
+                                 + pair.in_flight * max(0, now - pair.last)
+        pair.in_flight = 0
+        pair.last = now
+    end
+    for i = 0, tonumber(head.upstreams) - 1 do
+        row.classes[i].in_flight = 0
+    end
+end
+
+
+-- Takes a row for this worker. The usual one is of its generation and id; a
+-- respawned worker thereby clears what its predecessor left. Where an older
+-- worker still drains there, a free one of another generation.
+-- Returns the row's index, or nil when every candidate is in use.
+function _M.claim(dict, pid, generation, id)
+    local stride = tonumber(head.stride)
+    mapping.locked(dict, function()
+        for g = 0, mapping.GENERATIONS - 1 do
+            local index = (generation + g) % mapping.GENERATIONS * stride + id
+            local owner = map.owners[index]
+            local holder = tonumber(owner.pid)
+            if holder == 0 or holder == pid or not is_alive(holder) then
+                own = mapping.row(map, index)
+                clear(own, clock())
+                owner.pid = pid
+                owner.generation = generation
+                owner.id = id
+                owner.claims = owner.claims + 1
+                head.rows_stamp = head.rows_stamp + 1
+                break
+            end
+        end
+    end)
+    return own and own.index
+end
+
+
+local function refresh_rows()
+    seen_stamp = head.rows_stamp
+    live_count = 0
+    for i = 0, tonumber(head.rows) - 1 do
+        if map.owners[i].pid ~= 0 then
+            local row = mapping.row(map, i)
+            live_count = live_count + 1
+            live_in_flight[live_count] = row.in_flight
+            live_work[live_count] = row.work
+        end
+    end
+end
+
+
+-- In flight at a server, over all workers.
+local function in_flight_at(i)
+    if head.rows_stamp ~= seen_stamp then
+        refresh_rows()
+    end
+    local n = 0
+    for r = 1, live_count do
+        n = n + live_in_flight[r][i]
+    end
+    return n
+end
+
+
+-- Fills in_flight[i] and work[i] for the servers i of an upstream.
+function _M.gather(count, server, in_flight, work)
+    if head.rows_stamp ~= seen_stamp then
+        refresh_rows()
+    end
+    local ns, bs = live_in_flight[1], live_work[1]
+    for p = 0, count - 1 do
+        local i = server[p]
+        in_flight[i] = ns[i]
+        work[i] = bs[i]
+    end
+    for r = 2, live_count do
+        ns, bs = live_in_flight[r], live_work[r]
+        for p = 0, count - 1 do
+            local i = server[p]
+            in_flight[i] = in_flight[i] + ns[i]
+            work[i] = work[i] + bs[i]
+        end
+    end
+end
+
+
+-- Carries the estimates and integrals of a server to `now`; `n` has been in
+-- flight since the last time.
+local function carry(i, now, n)
+    local dt = advance(i, now, n, slots, done, busy, last, tau)
+    if n > 0 then
+        local levels = own.levels[i]
+        local level = min(n, LEVELS) - 1
+        levels.seconds_at[level] = levels.seconds_at[level] + dt
+    end
+end
+
+
+local function rerate(i)
+    rate[i] = rate_of(done[i], busy[i], prior[i], mean_service)
+end
+
+
+-- Carries on all servers that nobody has for TOUCH_SECONDS: the stalled and
+-- the idle ones, which have no events of their own.
+function _M.touch(now)
+    if now - head.touched < TOUCH_SECONDS then
+        return
+    end
+    head.touched = now
+    for s = 1, #servers do
+        local i = servers[s]
+        if now - last[i] >= TOUCH_SECONDS then
+            carry(i, now, in_flight_at(i))
+            rerate(i)
+        end
+    end
+end
+
+
+-- A try begins: `work` (v_j * a_ij, seconds) at server i, in pair q. Returns
+-- whether it found a free slot (where slots are unknown: an idle server).
+function _M.start(i, q, work, now)
+    local n = in_flight_at(i)
+    carry(i, now, n)
+    rerate(i)
+    own.in_flight[i] = own.in_flight[i] + 1
+    own.work[i] = own.work[i] + work
+    local pair = own.pairs[q]
+    pair.in_flight_seconds = pair.in_flight_seconds
+                             + pair.in_flight * max(0, now - pair.last)
+    pair.in_flight = pair.in_flight + 1
+    pair.last = now
+    return n < max(1, slots[i])
+end
+
+
+-- A try ends. `outcome` is 1 for success, -1 for failure, 0 for neither (a
+-- client that went away says nothing about the peer).
+function _M.finish(i, q, work, now, outcome)
+    local n = in_flight_at(i)
+    carry(i, now, n)
+    if outcome > 0 then
+        done[i] = done[i] + work
+        local levels = own.levels[i]
+        local level = min(max(n, 1), LEVELS) - 1
+        levels.completions_at[level] = levels.completions_at[level] + 1
+    end
+    if outcome ~= 0 then
+        err[i] = error_ratio(err[i], outcome < 0)
+    end
+    rerate(i)
+    local rest = own.in_flight[i] - 1
+    own.in_flight[i] = rest
+    -- What rounding left goes when the server is idle.
+    own.work[i] = rest > 0 and own.work[i] - work or 0
+    local pair = own.pairs[q]
+    pair.in_flight_seconds = pair.in_flight_seconds
+                             + pair.in_flight * max(0, now - pair.last)
+    pair.in_flight = pair.in_flight - 1
+    pair.last = now
+    if outcome < 0 then
+        pair.failures = pair.failures + 1
+    end
+end
+
+
+-- The same for a try that nginx's own balancer placed, known when it is over.
+function _M.past_try(i, q, seconds, outcome)
+    local pair = own.pairs[q]
+    pair.in_flight_seconds = pair.in_flight_seconds + seconds
+    if outcome ~= 0 then
+        err[i] = error_ratio(err[i], outcome < 0)
+    end
+    if outcome < 0 then
+        pair.failures = pair.failures + 1
+    end
+end
+
+
+function _M.unqueued(q, seconds)
+    local pair = own.pairs[q]
+    pair.unqueued = pair.unqueued + 1
+    pair.unqueued_seconds = pair.unqueued_seconds + seconds
+    pair.unqueued_squared = pair.unqueued_squared + seconds * seconds
+end
+
+
+-- The bucket of a response time: the first whose bound 0.0005 * 2^(b/2) is
+-- not below it. The logarithm may be one off at a bound; the comparison is
+-- what the bounds are defined by.
+local function bucket_of(seconds)
+    if seconds <= BUCKET_SECONDS then
+        return 0
+    end
+    local b = floor(log(seconds / BUCKET_SECONDS) / HALF_OCTAVE)
+    if b >= BUCKETS - 1 then
+        return BUCKETS - 1
+    end
+    local half = floor(b / 2)
+    local bound = BUCKET_SECONDS * 2 ^ half
+    if b % 2 == 1 then
+        bound = bound * sqrt(2)
+    end
+    if seconds > bound then
+        b = b + 1
+    end
+    return b
+end
+
+_M.bucket_of = bucket_of
+
+
+-- A request is over, with pair q as its last try. `status` is 100 to 599;
+-- `deadline` 0 when unknown.
+function _M.request(q, status, seconds, in_bytes, out_bytes, deadline)
+    local pair = own.pairs[q]
+    pair.requests = pair.requests + 1
+    local class = min(max(floor(status / 100), 1), 5) - 1
+    pair.responses[class] = pair.responses[class] + 1
+    pair.in_bytes = pair.in_bytes + in_bytes
+    pair.out_bytes = pair.out_bytes + out_bytes
+    pair.response_time_seconds = pair.response_time_seconds + seconds
+    pair.response_time_squared = pair.response_time_squared
+                                 + seconds * seconds
+    local bucket = bucket_of(seconds)
+    pair.buckets[bucket] = pair.buckets[bucket] + 1
+    local late = deadline > 0 and max(0, (seconds - deadline) / deadline) or 0
+    if status >= 500 then
+        late = max(late, FAILED_TARDINESS)
+    end
+    if late > 0 then
+        pair.tardiness = pair.tardiness + late
+        pair.tardy = pair.tardy + 1
+    end
+end
+
+
+-- Counters of a class: +1 or -1 to its gauge in flight (only where nginx's
+-- own balancer picks), +1 to requests that it placed, and to tries at
+-- addresses that the configuration does not name.
+function _M.class_in_flight(u, change)
+    local class = own.classes[u]
+    class.in_flight = class.in_flight + change
+end
+
+
+function _M.class_unplaced(u)
+    local class = own.classes[u]
+    class.unplaced = class.unplaced + 1
+end
+
+
+function _M.class_unknown(u)
+    local class = own.classes[u]
+    class.unknown = class.unknown + 1
+end
+
+
+-- Drops the gauges of rows whose worker is gone. From a timer.
+function _M.sweep(dict)
+    local dead = {}
+    for i = 0, tonumber(head.rows) - 1 do
+        local pid = tonumber(map.owners[i].pid)
+        if pid ~= 0 and not is_alive(pid) then
+            dead[i] = pid
+        end
+    end
+    if not next(dead) then
+        return 0
+    end
+    local count = 0
+    mapping.locked(dict, function()
+        local now = clock()
+        for i, pid in pairs(dead) do
+            -- It may have been respawned, or swept by another, meanwhile.
+            if map.owners[i].pid == pid then
+                clear(mapping.row(map, i), now)
+                map.owners[i].pid = 0
+                head.rows_stamp = head.rows_stamp + 1
+                count = count + 1
+            end
+        end
+    end)
+    return count
+end
+
+
+return _M

@@ -1,0 +1,298 @@
+-- Reads the shared counters: the snapshot behind the status pages, and the
+-- ReportStats message made from it. Off the request path: it makes tables.
+local libc = require("resty.trimtab.libc")
+local mapping = require("resty.trimtab.mapping")
+
+local clock = libc.monotonic
+local max = math.max
+local min = math.min
+local tonumber = tonumber
+
+local LEVELS = 32
+local BUCKETS = 36
+local CLASSES = 5
+
+-- Sums over the rows, named as in the struct and in the proto.
+local SUMS = {
+    "in_flight", "requests", "failures", "in_bytes", "out_bytes",
+    "response_time_seconds", "response_time_squared", "tardiness", "tardy",
+    "unqueued", "unqueued_seconds", "unqueued_squared",
+}
+
+local _M = {}
+
+
+-- The rows that were ever used; reading the others would only make the
+-- kernel find pages for them.
+local function used_rows(map)
+    local rows = {}
+    for i = 0, tonumber(map.head.rows) - 1 do
+        if map.owners[i].claims > 0 then
+            rows[#rows + 1] = mapping.row(map, i)
+        end
+    end
+    return rows
+end
+
+
+local function zeros(count)
+    local t = {}
+    for i = 1, count do
+        t[i] = 0
+    end
+    return t
+end
+
+
+-- in_flight_seconds of one row up to `now`. The writer stores the sum, the
+-- gauge, then the time: read until the time stays.
+local function integral(pair, now)
+    for _ = 1, 3 do
+        local last = tonumber(pair.last)
+        local seconds = pair.in_flight_seconds
+                        + pair.in_flight * max(0, now - last)
+        if pair.last == last then
+            return tonumber(seconds)
+        end
+    end
+    return tonumber(pair.in_flight_seconds)
+end
+
+
+local function pair_sums(rows, q, now)
+    local t = {
+        responses = zeros(CLASSES),
+        response_time_buckets = zeros(BUCKETS),
+        in_flight_seconds = 0,
+    }
+    for _, name in ipairs(SUMS) do
+        t[name] = 0
+    end
+    for _, row in ipairs(rows) do
+        local pair = row.pairs[q]
+        for _, name in ipairs(SUMS) do
+            t[name] = t[name] + tonumber(pair[name])
+        end
+        for c = 1, CLASSES do
+            t.responses[c] = t.responses[c] + tonumber(pair.responses[c - 1])
+        end
+        for b = 1, BUCKETS do
+            t.response_time_buckets[b] = t.response_time_buckets[b]
+                                         + tonumber(pair.buckets[b - 1])
+        end
+        t.in_flight_seconds = t.in_flight_seconds + integral(pair, now)
+    end
+    return t
+end
+
+
+local function address_sums(map, rows, i, now)
+    local in_flight = 0
+    local completions, seconds = zeros(LEVELS), zeros(LEVELS)
+    for _, row in ipairs(rows) do
+        in_flight = in_flight + tonumber(row.in_flight[i])
+        local levels = row.levels[i]
+        for n = 1, LEVELS do
+            completions[n] = completions[n]
+                             + tonumber(levels.completions_at[n - 1])
+            seconds[n] = seconds[n] + tonumber(levels.seconds_at[n - 1])
+        end
+    end
+    if in_flight > 0 then
+        local level = min(in_flight, LEVELS)
+        seconds[level] = seconds[level]
+                         + max(0, now - tonumber(map.last[i]))
+    end
+    local busy = 0
+    for n = 1, LEVELS do
+        busy = busy + seconds[n]
+    end
+    return {
+        in_flight = in_flight,
+        busy_seconds = busy,
+        completions_at = completions,
+        seconds_at = seconds,
+        rate = tonumber(map.rate[i]),
+        error_ratio = tonumber(map.error[i]),
+    }
+end
+
+
+local function class_sums(rows, u)
+    local t = { in_flight = 0, unplaced = 0, unknown = 0 }
+    for _, row in ipairs(rows) do
+        local class = row.classes[u]
+        t.in_flight = t.in_flight + tonumber(class.in_flight)
+        t.unplaced = t.unplaced + tonumber(class.unplaced)
+        t.unknown = t.unknown + tonumber(class.unknown)
+    end
+    return t
+end
+
+
+local function upstream_table(registry, upstream, rows, now)
+    local class = class_sums(rows, upstream.index)
+    local peers = {}
+    for p = 0, upstream.count - 1 do
+        local t = pair_sums(rows, upstream.pair[p], now)
+        local i = upstream.server[p]
+        t.address = upstream.addresses[p + 1]
+        t.weight = upstream.weight[p]
+        t.affinity = upstream.affinity[p]
+        t.static_weight = upstream.static_weight[p]
+        t.effective_weight = upstream.weight[p] * registry.map.rate[i]
+                             / upstream.affinity[p]
+        t.drain = upstream.skip[p] ~= 0
+        class.in_flight = class.in_flight + t.in_flight
+        peers[p + 1] = t
+    end
+    return {
+        upstream = upstream.name,
+        waiting = 0,
+        in_flight = class.in_flight,
+        unplaced = class.unplaced,
+        unknown = class.unknown,
+        priority = upstream.priority,
+        deadline_seconds = upstream.deadline > 0 and upstream.deadline or nil,
+        service_time_seconds = upstream.service,
+        peers = peers,
+    }
+end
+
+
+local function worker_tables(map)
+    local workers = {}
+    for i = 0, tonumber(map.head.rows) - 1 do
+        local owner = map.owners[i]
+        local pid = tonumber(owner.pid)
+        if pid ~= 0 then
+            workers[#workers + 1] = {
+                pid = pid,
+                id = tonumber(owner.id),
+                generation = tonumber(owner.generation),
+                row = i,
+                leader = map.head.leader == pid,
+            }
+        end
+    end
+    return workers
+end
+
+
+-- Everything that the hook knows, as a plain table for JSON. Fields that the
+-- proto has too carry its names, units and meanings (spans in seconds, with
+-- the unit in the name).
+--
+-- {
+--   instance = "name", balance = true,
+--   start = 1700000000000,            -- ms; the life of the counters
+--   clock_seconds = 12345.678,        -- monotonic, when they were read
+--   sequence = 41,                    -- of the last report
+--   configurations = 3,               -- loaded since start (1 + reloads)
+--   interval_seconds = 1.0, bridge = "127.0.0.1:18081",
+--   mean_service_seconds = 0.012,     -- over classes; scale of estimates
+--   weights = {
+--     source = "learned" | "static",  -- what is in use here and now
+--     epoch = 0, generation = 0,      -- of the ones held; 0 when none
+--     expires_in_seconds = 9.2,       -- absent when static
+--     policy_server = "ok" | "unknown" | "failing",   -- the last exchange
+--   },
+--   workers = { { pid =, id =, generation =, row =, leader = bool } },
+--   connections = { active =, reading =, writing =, waiting = } or absent,
+--   upstreams = { {
+--     upstream = "compose_backend",
+--     waiting = 0, in_flight = 3,
+--     unplaced = 0,                   -- requests placed by nginx's own
+--                                     -- balancer (fail-open, or by config)
+--     unknown = 0,                    -- tries at addresses not configured
+--     priority = 3,
+--     deadline_seconds = 0.15,        -- absent when unknown
+--     service_time_seconds = 0.012,   -- v_j in use
+--     peers = { {
+--       address = "127.0.0.1:9001",
+--       in_flight, requests, responses[5], failures, in_bytes, out_bytes,
+--       response_time_seconds, response_time_squared, tardiness, tardy,
+--       unqueued, unqueued_seconds, unqueued_squared,
+--       response_time_buckets[36], in_flight_seconds,     -- as PeerStats
+--       static_weight = 1,            -- configured, mean 1 in the upstream
+--       weight = 1, affinity = 1,     -- W_ij, a_ij in use
+--       effective_weight = 1.9,       -- weight * rate / affinity: the share
+--                                     -- that it attracts at equal load
+--       drain = false,
+--     } },
+--   } },
+--   addresses = { {
+--     address = "127.0.0.1:9001", in_flight = 3,
+--     slots = 2,                      -- 0: unknown
+--     busy_seconds, completions_at[32], seconds_at[32], rate, error_ratio,
+--     down,                           -- as AddressStats
+--   } },
+-- }
+function _M.snapshot(registry)
+    local map, settings = registry.map, registry.settings
+    local head = map.head
+    local now = clock()
+    local rows = used_rows(map)
+    local upstreams, addresses = {}, {}
+    local is_open = {}
+    for u, upstream in ipairs(registry.upstreams) do
+        upstreams[u] = upstream_table(registry, upstream, rows, now)
+        for p = 0, upstream.count - 1 do
+            if upstream.skip[p] == 0 then
+                is_open[upstream.server[p]] = true
+            end
+        end
+    end
+    for s, i in ipairs(registry.servers) do
+        local t = address_sums(map, rows, i, now)
+        t.address = registry.server_addresses[s]
+        t.slots = registry.slots[i]
+        t.down = not is_open[i]
+        addresses[s] = t
+    end
+    local is_learned = registry.is_learned and now < head.weights_until
+    return {
+        instance = settings.instance,
+        balance = settings.balance,
+        start = tonumber(head.start),
+        clock_seconds = now,
+        sequence = tonumber(head.sequence),
+        configurations = tonumber(head.generation),
+        interval_seconds = settings.interval_seconds,
+        bridge = settings.bridge,
+        mean_service_seconds = tonumber(head.mean_service),
+        weights = {
+            source = is_learned and "learned" or "static",
+            epoch = tonumber(head.weights_epoch),
+            generation = tonumber(head.weights_generation),
+            expires_in_seconds = is_learned
+                                 and tonumber(head.weights_until) - now
+                                 or nil,
+            policy_server = head.board_state == 0 and "unknown"
+                            or head.board_state > 0 and "ok" or "failing",
+        },
+        workers = worker_tables(map),
+        connections = libc.connections(),
+        upstreams = upstreams,
+        addresses = addresses,
+    }
+end
+
+
+-- The ReportStatsRequest that says what a snapshot shows.
+function _M.message(snapshot, sequence)
+    return {
+        instance = snapshot.instance,
+        start = snapshot.start,
+        sequence = sequence,
+        clock_seconds = snapshot.clock_seconds,
+        upstreams = snapshot.upstreams,
+        addresses = snapshot.addresses,
+        generation = snapshot.weights.source == "learned"
+                     and snapshot.weights.generation or 0,
+        connections = snapshot.connections,
+    }
+end
+
+
+return _M

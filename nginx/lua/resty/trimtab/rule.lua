@@ -1,0 +1,151 @@
+-- The per-request rule: which server has the least expected delay, and the
+-- passive estimates of rate and error ratio behind it.
+--
+-- Pure: arrays in, a number out; no nginx, no clock, no random source.
+-- python/trimtab/twin/rule.py is the same in Python, expression by
+-- expression, and tests/data/golden/rule.json holds both to it.
+--
+-- Arrays are FFI double arrays, indexed from 0. `server` ones have an entry
+-- per server address, over all upstreams:
+--     in_flight[i]  n_i, requests in flight
+--     work[i]       B_i, the sum of v_j * a_ij over them, in seconds
+--     rate[i]       work per second of one busy slot; 1 is nominal
+--     error[i]      EWMA of failures, 0 to 1
+--     slots[i]      k_i; 0 is unknown
+--     done[i], busy[i], last[i]   D, T and the instant of the last update
+-- Those of an upstream (class j) have an entry per peer: server[p] is its
+-- index in the arrays above, weight[p] is W_ij, affinity[p] a_ij, and skip[p]
+-- is not 0 where the peer must not be picked.
+--
+-- Unknown slots. The rule then takes the server for one queue (k = 1), whose
+-- rate is its work per second while it is busy, however many it serves at
+-- once: the expected delay is (v + B) / rate, which is weight times load with
+-- a class-aware load and a learned speed. In a server of 4 slots the rate
+-- rises to 4 as it fills, so the sum stays right where it matters, and where
+-- it does not (nearly idle) all peers are misjudged alike.
+local exp = math.exp
+local floor = math.floor
+local huge = math.huge
+local max = math.max
+local min = math.min
+
+local _M = {}
+
+-- An error costs as much as 20 services: at 5% errors a peer looks twice as
+-- slow. Measured to keep a fast-failing server from attracting traffic.
+local ERROR_COST = 20
+
+-- One failure in twenty moves the ratio by 5%: about 20 tries of memory.
+local ERROR_KEPT = 0.95
+
+-- An idle server is believed for about this long before the prior takes
+-- over, so that one that was slow is tried again.
+local IDLE_TAU_SECONDS = 10
+
+-- Weight of the prior rate, in jobs: two completions outvote it.
+local PRIOR_JOBS = 2
+
+-- Spread of the urgency index, in mean services: 1 to 10 measured equal.
+local LOOKAHEAD = 3
+
+
+-- Slots as the rule counts them: at least 1, and 1 when unknown.
+local function slots_of(k)
+    return k < 1 and 1 or k
+end
+
+
+-- Expected delay in seconds, divided by weight, of a request of own work
+-- `own` (v_j * a_ij, seconds at rate 1) at one server.
+local function score(own, n, b, rate, error, k, weight)
+    k = slots_of(k)
+    local wait = 0
+    if n + 1 > k then
+        wait = (n + 1 - k) / n * b / (k * rate)
+    end
+    return (own / rate * (1 + ERROR_COST * error) + wait) / weight
+end
+
+_M.score = score
+
+
+-- The peer of least score, from 0, or -1 when all are skipped. `service` is
+-- v_j in seconds, `uniform` in [0, 1) decides between equal scores, `scores`
+-- (an array of `count`) receives the score of every peer.
+function _M.pick(count, server, weight, affinity, skip, service, in_flight,
+                 work, rate, error, slots, uniform, scores)
+    local best, ties, first = huge, 0, -1
+    for p = 0, count - 1 do
+        local s = huge
+        if skip[p] == 0 then
+            local i = server[p]
+            s = score(service * affinity[p], in_flight[i], work[i], rate[i],
+                      error[i], slots[i], weight[p])
+        end
+        scores[p] = s
+        if s < best then
+            best, ties, first = s, 1, p
+        elseif s == best and s < huge then
+            ties = ties + 1
+        end
+    end
+    if ties < 2 then
+        return first
+    end
+    local chosen = floor(uniform * ties)
+    for p = first, count - 1 do
+        if scores[p] == best then
+            if chosen == 0 then
+                return p
+            end
+            chosen = chosen - 1
+        end
+    end
+    return first
+end
+
+
+-- Carries D and T of server i forward to `now`, with `n` in flight since the
+-- last update. Busy time counts on while nothing completes, so a stalled
+-- server looks slow at once. Returns the seconds that passed.
+function _M.advance(i, now, n, slots, done, busy, last, tau)
+    local dt = max(0, now - last[i])
+    if dt > 0 then
+        if n > 0 then
+            local kept = exp(-dt / tau)
+            done[i] = done[i] * kept
+            busy[i] = busy[i] * kept + min(n, slots_of(slots[i])) * dt
+        else
+            local kept = exp(-dt / IDLE_TAU_SECONDS)
+            done[i] = done[i] * kept
+            busy[i] = busy[i] * kept
+        end
+        last[i] = now
+    end
+    return dt
+end
+
+
+-- The rate of a server: `prior` (r0_i) as PRIOR_JOBS mean services, and what
+-- was seen.
+function _M.rate(done, busy, prior, mean_service)
+    local a = PRIOR_JOBS * mean_service
+    return (a + done) / (a / prior + busy)
+end
+
+
+-- The error ratio after one more try.
+function _M.error_ratio(error, failed)
+    return ERROR_KEPT * error + (1 - ERROR_KEPT) * (failed and 1 or 0)
+end
+
+
+-- ATC index of a waiting request: how urgent it is, larger is sooner.
+-- Times in seconds; `arrival` and `now` on the same clock.
+function _M.urgency(now, arrival, deadline, service, mean_service)
+    local slack = max(0, arrival + deadline - service - now)
+    return exp(-slack / (LOOKAHEAD * mean_service)) / (deadline * service)
+end
+
+
+return _M
