@@ -1,0 +1,1 @@
+"""What puts weights in force: the board that balancers read, and nginx configuration."""

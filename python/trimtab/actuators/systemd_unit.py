@@ -1,0 +1,47 @@
+"""The systemd unit of the policy server, from a template; installing it is the operator's."""
+
+from pathlib import Path
+
+from trimtab import __version__
+from trimtab.actuators.nginx_conf import environment
+from trimtab.config import Config
+from trimtab.errors import ConfigError
+
+__all__ = ["render_unit"]
+
+
+def render_unit(config: Config, *, executable: str, config_path: Path) -> str:
+    """The systemd unit of the policy server.
+
+    Args:
+        config: its configuration; a relative state directory will lie in /var/lib/trimtab.
+        executable: absolute path of `trimtab`.
+        config_path: absolute path of the configuration file.
+
+    Raises:
+        ConfigError: the state directory is where a user of its own cannot write.
+    """
+    state = "trimtab"
+    directory = config.policy.state_directory
+    if directory.is_absolute():
+        if directory.parts[:3] != ("/", "var", "lib") or len(directory.parts) < 4:
+            raise ConfigError(
+                f"{config.path}: state_directory in [policy] is {str(directory)!r}; the service "
+                "has a user of its own, which can write below /var/lib only: set "
+                'state_directory = "/var/lib/trimtab"'
+            )
+        state = directory.parts[3]
+    homes = ("home", "root", "run/user")
+    at_home = any(
+        Path(path).is_relative_to(f"/{home}")
+        for path in (executable, config_path)
+        for home in homes
+    )
+    template = environment().get_template("trimtab.service.j2")
+    return template.render(
+        version=__version__,
+        executable=executable,
+        config_path=str(config_path),
+        state=state,
+        protect_home="read-only" if at_home else "yes",
+    )
