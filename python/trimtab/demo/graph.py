@@ -28,7 +28,7 @@ _WORDS: Final = (
     "current deck dinghy dock drift ebb fathom flag fog gale gull harbour helm hull island jib "
     "keel knot lantern lee lighthouse log mast moor oar pier pilot port quay reef rigging rudder "
     "sail shoal shore spar squall starboard stern storm tack tide tiller trim wake wave wharf wind"
-).split()  # noqa: SIM905
+)
 
 
 def username(user_id: int) -> str:
@@ -69,12 +69,13 @@ def first_posts(seed: int, users: int = USERS) -> Iterator[Post]:
     draw = random.Random(f"trimtab demo posts {seed}")  # noqa: S311
     authors = [u for u in range(1, users + 1) for _ in range(draw.randint(0, MOST_FIRST_POSTS))]
     draw.shuffle(authors)
+    words = _WORDS.split()
     for author in authors or list(range(1, min(users, 1) + 1)):
-        text = " ".join(draw.choices(_WORDS, k=draw.randint(8, 40)))
+        text = " ".join(draw.choices(words, k=draw.randint(8, 40)))
         for _ in range(draw.choice((0, 0, 1, 2))):
             text += f" @{username(draw.randint(1, users))}"
         if draw.random() < 0.25:
-            text += f" http://{draw.choice(_WORDS)}.example.{draw.randint(1, 999)}"
+            text += f" http://{draw.choice(words)}.example.{draw.randint(1, 999)}"
         media = ((f"{draw.randrange(10**18):018d}", "png"),) if draw.random() < 0.25 else ()
         yield Post(
             user_id=author,
