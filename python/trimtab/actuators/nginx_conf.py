@@ -4,6 +4,7 @@
 nginx and running it in `nginx_process`.
 """
 
+import functools
 import ipaddress
 import json
 import math
@@ -75,6 +76,7 @@ class Machine:
     lua_directory: str = ""  # holds resty/trimtab.lua; "" is the package's own
 
 
+@functools.cache
 def environment() -> jinja2.Environment:
     """Templates whose every written value must have gone through a filter of `safe_text`."""
     environment = jinja2.Environment(
@@ -93,7 +95,10 @@ def environment() -> jinja2.Environment:
 
 def _refuse_names(address: str, key: str) -> None:
     """In lua mode Lua connects and nginx reports addresses, so names would match nothing."""
-    host, port = split_address(address)
+    try:
+        host, port = split_address(address)
+    except ValueError as error:
+        raise ConfigError(f"{key} is {address!r}; it must be {error}") from None
     if host.startswith("unix:"):
         return
     try:
@@ -193,6 +198,8 @@ def _route(upstream: Upstream, group: str, peers: int, statuses: Sequence[int]) 
         "connect_seconds": min(upstream.timeout_seconds, _CONNECT_SECONDS),
         "timeout_seconds": upstream.timeout_seconds,
         "next_upstream": cases,
+        # With less, a try that has timed out would leave no time for another.
+        "all_tries_seconds": 2 * upstream.timeout_seconds,
         "tries": min(peers, _TRIES),
     }
 
@@ -304,7 +311,6 @@ def render(
         "generation": weights.generation if weights else 0,
         "groups": groups,
         "hook": hook,
-        "internal_is_unix": config.nginx.internal_listen.startswith("unix:"),
         "lua_directory": lua_directory,
         "machine": machine,
         "policy_address": local(config.policy.listen) if hook else "",

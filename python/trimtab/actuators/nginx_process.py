@@ -38,8 +38,8 @@ _POLL_SECONDS: Final = 0.01
 _MISSING: Final = {
     "module 'cjson": "apt-get install --no-install-recommends lua-cjson",
     "module 'resty.core": "apt-get install --no-install-recommends lua-resty-core",
-    'unknown directive "vhost_traffic_status': "name its file: trimtab render --vts-module PATH, PATH being that "
-    "of ngx_http_vhost_traffic_status_module.so",
+    'unknown directive "vhost_traffic_status': "give the path of "
+    "ngx_http_vhost_traffic_status_module.so to `trimtab render --vts-module`",
 }
 
 
@@ -50,7 +50,7 @@ def _failed(text: str, directory: Path) -> TrimtabError:
     for sign, remedy in _MISSING.items():
         if sign in text:
             return DependencyError(f"nginx lacks a part: {remedy}\n  {told}")
-    return TrimtabError(f"nginx does not accept {directory}/nginx.conf:\n  {told}")
+    return TrimtabError(f"nginx refuses {directory}/nginx.conf:\n  {told}")
 
 
 def _command(installation: Installation, directory: Path) -> list[str]:

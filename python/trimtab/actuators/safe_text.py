@@ -17,6 +17,7 @@ __all__ = ["FILTERS", "Safe", "only_safe"]
 
 # Every character without a meaning to nginx's lexer, in any place: no blank ; { } " ' \ $ #
 _BARE: Final = re.compile(r"[A-Za-z0-9_.~%/+:@,=\[\]-]+\Z")
+_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\Z")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
@@ -31,6 +32,13 @@ def _bare(value: object) -> Safe:
     if not _BARE.match(text):
         raise ConfigError(f"{text!r} cannot stand in an nginx configuration")
     return Safe(text)
+
+
+def _name(value: str) -> Safe:
+    """Of an upstream group or a user: nothing that a URL or a path would split."""
+    if not _NAME.match(value):
+        raise ConfigError(f"the name {value!r} may have letters, digits, '_', '.' and '-' only")
+    return Safe(value)
 
 
 def _words(values: Sequence[object]) -> Safe:
@@ -117,6 +125,7 @@ FILTERS: Final[Mapping[str, Callable[[Any], Safe]]] = {
         _exec,
         _location,
         _lua,
+        _name,
         _quoted,
         _seconds,
         _whole,
