@@ -46,7 +46,7 @@ typedef struct {
     double weights_until;          /* monotonic seconds */
     double weights_epoch, weights_generation, weights_names;
     double refresh_seconds;
-    double board_state;
+    double pull_state, push_state; /* 1 ok, -1 failing, 0 not tried */
     double leader, leader_beat;    /* pid, monotonic seconds */
     double sequence;               /* of the last report */
     double touched;                /* when idle servers were last carried on */

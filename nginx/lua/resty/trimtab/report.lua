@@ -268,8 +268,8 @@ function _M.snapshot(registry)
             expires_in_seconds = is_learned
                                  and tonumber(head.weights_until) - now
                                  or nil,
-            policy_server = head.board_state == 0 and "unknown"
-                            or head.board_state > 0 and "ok" or "failing",
+            policy_server = head.pull_state == 0 and "unknown"
+                            or head.pull_state > 0 and "ok" or "failing",
         },
         workers = worker_tables(map),
         connections = libc.connections(),

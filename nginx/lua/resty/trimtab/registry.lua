@@ -1,0 +1,162 @@
+-- The upstreams and servers of this configuration, as the arrays that the
+-- rule reads, and the weights in force in them.
+--
+-- An upstream:
+--     name, index (in the mapping), priority, count, addresses (from 1),
+--     position (address -> p), can_pick (all addresses are literal)
+--     server[p], pair[p]      indexes in the mapping, from 0
+--     static_weight[p]        configured, mean 1 in the upstream
+--     weight[p], affinity[p], skip[p], deadline (0: unknown)   in force
+--     service                 v_j in force, seconds
+--     learned_service         v_j as the policy server gave it, or nil
+-- The registry has beside them `servers` (indexes of all servers, from 1),
+-- `server_addresses`, `by_name`, and, per server index, `slots` and `prior`.
+--
+-- Weights come from the policy server, or are the static ones: the same code
+-- puts either in force, so that nothing of the one is left under the other.
+local ffi = require("ffi")
+local mapping = require("resty.trimtab.mapping")
+
+local concat = table.concat
+local ipairs = ipairs
+local new = ffi.new
+local pairs = pairs
+local tonumber = tonumber
+
+-- A service time before the first one is seen. Only the ratio between
+-- classes matters, and then all are alike.
+local DEFAULT_SERVICE_SECONDS = 0.01
+
+local _M = { DEFAULT_SERVICE_SECONDS = DEFAULT_SERVICE_SECONDS }
+
+
+local function new_upstream(map, settings)
+    local count = #settings.peers
+    local upstream = {
+        name = settings.name,
+        index = mapping.upstream_index(map, settings.name),
+        priority = settings.priority,
+        static_deadline = settings.deadline_seconds or 0,
+        deadline = 0,
+        service = DEFAULT_SERVICE_SECONDS,
+        count = count,
+        can_pick = true,
+        addresses = {},
+        position = {},
+        server = new("int[?]", count),
+        pair = new("int[?]", count),
+        static_weight = new("double[?]", count),
+        weight = new("double[?]", count),
+        affinity = new("double[?]", count),
+        skip = new("double[?]", count),
+    }
+    local sum = 0
+    for _, peer in ipairs(settings.peers) do
+        sum = sum + peer.weight
+    end
+    for p, peer in ipairs(settings.peers) do
+        local address = peer.address
+        local server = mapping.address_index(map, address)
+        upstream.addresses[p] = address
+        upstream.position[address] = p - 1
+        upstream.server[p - 1] = server
+        upstream.pair[p - 1] = mapping.pair_index(map, upstream.index, server)
+        upstream.static_weight[p - 1] = peer.weight * count / sum
+        upstream.can_pick = upstream.can_pick and peer.is_literal
+    end
+    return upstream
+end
+
+
+-- The registry of these settings, its names entered in the mapping. Master
+-- only (init_by_lua). Raises when the mapping has no room.
+function _M.new(map, settings)
+    local capacity = tonumber(map.head.address_capacity)
+    local registry = {
+        map = map,
+        settings = settings,
+        upstreams = {},
+        by_name = {},
+        servers = {},
+        server_addresses = {},
+        static_slots = new("double[?]", capacity),
+        slots = new("double[?]", capacity),
+        prior = new("double[?]", capacity),
+    }
+    local seen, names = {}, {}
+    for u, s in ipairs(settings.upstreams) do
+        local upstream = new_upstream(map, s)
+        registry.upstreams[u] = upstream
+        registry.by_name[s.name] = upstream
+        names[#names + 1] = s.name
+        for p, peer in ipairs(s.peers) do
+            local i = upstream.server[p - 1]
+            if not seen[i] then
+                seen[i] = true
+                registry.servers[#registry.servers + 1] = i
+                registry.server_addresses[#registry.servers] = peer.address
+            end
+            if peer.slots > 0 then
+                registry.static_slots[i] = peer.slots
+            end
+            names[#names + 1] = peer.address
+        end
+    end
+    -- Tells a set of names from another, so that weights for other names
+    -- are not taken for these.
+    registry.names = ngx.crc32_long(concat(names, "\n"))
+    _M.apply(registry, nil)
+    return registry
+end
+
+
+local function apply_peer(registry, upstream, peer)
+    local p = upstream.position[peer.address]
+    if not p then
+        return
+    end
+    local i = upstream.server[p]
+    upstream.weight[p] = peer.weight
+    upstream.affinity[p] = peer.affinity
+    upstream.skip[p] = peer.drain and 1 or 0
+    registry.prior[i] = peer.rate
+    if registry.static_slots[i] == 0 then
+        registry.slots[i] = peer.slots
+    end
+end
+
+
+-- Puts weights in force: a checked GetWeightsResponse, or nil for the static
+-- ones. Peers and upstreams that it does not name keep the static ones.
+function _M.apply(registry, response)
+    for _, i in ipairs(registry.servers) do
+        registry.slots[i] = registry.static_slots[i]
+        registry.prior[i] = 1
+    end
+    for _, upstream in pairs(registry.upstreams) do
+        upstream.deadline = upstream.static_deadline
+        upstream.learned_service = nil
+        for p = 0, upstream.count - 1 do
+            upstream.weight[p] = upstream.static_weight[p]
+            upstream.affinity[p] = 1
+            upstream.skip[p] = 0
+        end
+    end
+    registry.is_learned = response ~= nil
+    if not response then
+        return
+    end
+    for _, learned in ipairs(response.upstreams) do
+        local upstream = registry.by_name[learned.upstream]
+        if upstream then
+            upstream.deadline = learned.deadline or upstream.static_deadline
+            upstream.learned_service = learned.service_time
+            for _, peer in ipairs(learned.peers) do
+                apply_peer(registry, upstream, peer)
+            end
+        end
+    end
+end
+
+
+return _M
