@@ -19,8 +19,8 @@ ROWS = (
     ("errors", "model"),
     ("children", "paths", "tables", "terminal", "v1"),
     # 1: the configuration and what computes without I/O
-    ("config",),
-    ("estimate", "guard", "learn", "listen", "messages", "window"),
+    ("config", "window"),
+    ("estimate", "guard", "learn", "listen", "messages"),
     # 2: what decides, reads, acts, and the worlds to act in
     ("policy", "sources", "store"),
     ("actuators", "demo", "load", "twin"),
