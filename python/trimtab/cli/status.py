@@ -202,7 +202,7 @@ def _upstream(name: str, upstream: Mapping[str, Any], paint: _Paint) -> Iterator
     lines = terminal.table(header, rows).splitlines()
     yield from lines[:2]
     # Later than the deadline on average: the one thing that a glance should find.
-    yield from (paint.alarm(f"{x} !") if n in late else x for n, x in enumerate(lines[2:]))
+    yield from (paint.alarm(f"{x}!") if n in late else x for n, x in enumerate(lines[2:]))
 
 
 def _instances(status: Mapping[str, Any], paint: _Paint) -> Iterator[str]:

@@ -105,7 +105,7 @@ def test_everything_is_in_the_table() -> None:
         *("192.168.100.100:65535", "1.25", "0.50", "2.00", "12", "3.5", "26%", "12.3"),
     ]
     assert lines[6].split() == [
-        *("192.168.100.101:65535", "drain", "0.50", "2.00", "?", "3.5", "26%", "200.5", "!"),
+        *("192.168.100.101:65535", "drain", "0.50", "2.00", "?", "3.5", "26%", "200.5!"),
     ]
     assert "  nginx-1  reported 0.4 s ago, uses generation 41" in lines
     assert "  nginx-2  reported 3 min ago, uses generation none (static weights)" in lines
