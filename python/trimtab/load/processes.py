@@ -18,7 +18,8 @@ from typing import Final
 import numpy as np
 
 from trimtab.errors import ConfigError, TrimtabError
-from trimtab.load.client import TIMEOUT_SECONDS, Progress
+from trimtab.load.client import Progress
+from trimtab.load.drive import TIMEOUT_SECONDS
 from trimtab.load.plan import plan, target
 from trimtab.load.records import FIELDS, Records, merge
 from trimtab.load.result import Result
@@ -83,6 +84,7 @@ def _read(worker: _Worker, schedule: Schedule, places: np.ndarray) -> tuple[Reco
             peers=tuple(json.loads(got["peers"].tobytes())),
             class_index=schedule.class_index[places],
             intended=schedule.times[places],
+            work_seconds=schedule.work_seconds[places],
             **{name: got[name] for name in FIELDS},
         )
         return records, int(got["sent"])

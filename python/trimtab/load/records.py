@@ -58,6 +58,10 @@ FIELDS: Final[Mapping[str, type[np.generic]]] = {
 }
 
 
+# Columns that come from the schedule.
+_GIVEN: Final = ("class_index", "intended", "work_seconds")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Records:
     """One row a request, in the order of the schedule: every array has shape (n,).
@@ -70,6 +74,7 @@ class Records:
     peers: tuple[str, ...]
     class_index: NDArray[np.uint16]
     intended: Floats
+    work_seconds: Floats  # NaN where no work was drawn
     send: Floats
     first_byte: Floats
     end: Floats
@@ -114,7 +119,7 @@ class Records:
 
     def where(self, chosen: Bools) -> "Records":
         """The records that the mask of shape (n,) chooses."""
-        columns = {f: getattr(self, f)[chosen] for f in ("class_index", "intended", *FIELDS)}
+        columns = {f: getattr(self, f)[chosen] for f in (*_GIVEN, *FIELDS)}
         return Records(classes=self.classes, peers=self.peers, **columns)
 
 
@@ -125,10 +130,7 @@ def merge(parts: Sequence[tuple[NDArray[np.intp], Records]], count: int) -> Reco
     """
     peers: dict[str, int] = {}
     first = parts[0][1]
-    columns = {
-        f: np.zeros(count, dtype=getattr(first, f).dtype)
-        for f in ("class_index", "intended", *FIELDS)
-    }
+    columns = {f: np.zeros(count, dtype=getattr(first, f).dtype) for f in (*_GIVEN, *FIELDS)}
     for places, part in parts:
         for name, column in columns.items():
             column[places] = getattr(part, name)

@@ -3,7 +3,8 @@
 Pure: seeds in, numpy arrays out. What is sent is in `workloads`, sending is in `client`.
 
 Each class has random streams of its own, named after it, so a class draws the same numbers
-whatever other classes there are, and a longer run begins like a shorter one.
+whatever other classes there are, and a longer run begins like a shorter one. The laws of the gaps
+are in `laws`.
 
 Times come from a unit-rate renewal process on the class's own *operational* clock
 Λ(t) = ∫₀ᵗ λ(u) du, whose gaps X₁, X₂, … follow the law with mean 1; the n-th request is at
@@ -11,10 +12,9 @@ t_n = Λ⁻¹(X₁ + … + X_n). So every law has the mean rate λ(t) under step
 exponential gaps the arrivals are the inhomogeneous (or Markov-modulated) Poisson process itself.
 """
 
-import hashlib
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -22,30 +22,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.errors import ConfigError
+from trimtab.load.laws import LAWS, Draw, Floats, stream, unit_gaps
 from trimtab.load.workloads import Request, Workload
 
 __all__ = [
-    "LAWS",
     "Bursts",
     "ClassLoad",
     "Schedule",
     "Step",
     "build",
-    "stream",
-    "unit_gaps",
 ]
 
-Floats = NDArray[np.float64]
-Draw = Callable[[np.random.Generator, int], Floats]  # (stream, count) -> values, shape (count,)
 
-# Ratio of standard deviation to mean before truncation: at one half, 2.3% of the normal's mass
-# lies below zero, so truncation matters but the law still looks normal.
-NORM_SD: Final = 0.5
-# As in the wrk2 that DeathStarBench ships: ranks 1 to 100, exponent 3.
-ZIPF_RANKS: Final = 100
-ZIPF_EXPONENT: Final = 3.0
-# Gaps are drawn in blocks of one size, so that how many are needed does not change their values.
-BLOCK: Final = 4096
 # Distinct requests drawn for a class: enough that no cache of a few entries helps, and a
 # megabyte of compose bodies at most.
 VARIANTS: Final = 1024
@@ -130,67 +118,6 @@ class Schedule:
     def deadlines(self) -> Mapping[str, float | None]:
         """Class name to deadline in seconds, None where there is none."""
         return {c.name: c.deadline_seconds for c in self.classes}
-
-
-def stream(seed: int, *names: str) -> np.random.Generator:
-    """The random stream of this seed and these names: independent of every other name's."""
-    digest = hashlib.sha256("\0".join(names).encode()).digest()
-    return np.random.default_rng([seed, int.from_bytes(digest[:16], "big")])
-
-
-def _exp(rng: np.random.Generator, count: int) -> Floats:
-    return rng.exponential(1.0, count)
-
-
-def _fixed(_rng: np.random.Generator, count: int) -> Floats:
-    return np.ones(count)
-
-
-def _norm(rng: np.random.Generator, count: int) -> Floats:
-    """Normal with mean 1 and deviation NORM_SD, truncated at zero, scaled back to mean 1.
-
-    With α = 1/NORM_SD, E[X | X > 0] = 1 + NORM_SD·φ(α)/Φ(α) = 1.0276 for α = 2: truncation
-    raises the mean gap by 2.8% and lowers the variation (deviation over mean) from 0.5 to 0.458.
-    """
-    alpha = 1 / NORM_SD
-    density = math.exp(-alpha * alpha / 2) / math.sqrt(2 * math.pi)
-    mean = 1 + NORM_SD * density / (0.5 * (1 + math.erf(alpha / math.sqrt(2))))
-    gaps = rng.normal(1.0, NORM_SD, count)
-    while (low := np.flatnonzero(gaps <= 0)).size:
-        gaps[low] = rng.normal(1.0, NORM_SD, low.size)
-    return gaps / mean
-
-
-def _zipf(rng: np.random.Generator, count: int) -> Floats:
-    """P(k) ∝ k^-ZIPF_EXPONENT on ranks k = 1 … ZIPF_RANKS, gap k/E[k] (E[k] = 1.360).
-
-    So 83% of the gaps are 0.735 of the mean and a few are up to 73 times as long; variation 1.15.
-    """
-    ranks = np.arange(1, ZIPF_RANKS + 1, dtype=float)
-    share = ranks**-ZIPF_EXPONENT
-    share /= share.sum()
-    cumulative = np.cumsum(share)
-    # Rounding may leave the last entry a little below the largest uniform number.
-    picks = np.minimum(np.searchsorted(cumulative, rng.random(count)), ZIPF_RANKS - 1)
-    gaps: Floats = ranks[picks] / (share @ ranks)
-    return gaps
-
-
-_LAW: Final[Mapping[str, Draw]] = {"exp": _exp, "fixed": _fixed, "norm": _norm, "zipf": _zipf}
-LAWS: Final = tuple(_LAW)
-
-
-def unit_gaps(law: str, rng: np.random.Generator, total: float) -> Floats:
-    """Gaps of mean 1 after `law` whose sum first exceeds `total`, at least one block of them."""
-    blocks: list[Floats] = []
-    reached = 0.0
-    while reached <= total:
-        blocks.append(_LAW[law](rng, BLOCK))
-        if law == "fixed" and len(blocks) == 1:
-            # A random phase, or all classes of one rate would send at the same instants.
-            blocks[0][0] = rng.random()
-        reached += float(blocks[-1].sum())
-    return np.concatenate(blocks)
 
 
 def _burst_path(bursts: Bursts, rng: np.random.Generator, seconds: float) -> tuple[Floats, Floats]:

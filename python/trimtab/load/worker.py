@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from trimtab.errors import TrimtabError
-from trimtab.load.client import PROGRESS_SECONDS, Drive, raise_descriptor_limit
+from trimtab.load.client import PROGRESS_SECONDS
+from trimtab.load.drive import Drive, raise_descriptor_limit
 from trimtab.load.plan import Plan, Target
 
 __all__ = ["load_plan", "main", "save_plan"]
