@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Final
 
 from aiohttp import web
@@ -202,8 +203,11 @@ class Admin:
             ) from None
 
     async def stop(self) -> None:
-        """Close."""
+        """Close, and leave no socket behind."""
+        listening = bool(self._runner.addresses)
         await self._runner.cleanup()
+        if listening and self._listen.startswith("unix:"):
+            Path(self._listen.removeprefix("unix:")).unlink(missing_ok=True)
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     @web.middleware
