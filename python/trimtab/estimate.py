@@ -1,0 +1,384 @@
+"""What the counters say about servers and classes: service times, rates, affinities, slots.
+
+The model: a request of class j on peer i that finds a free slot takes
+
+    s_ij = v_j · a_ij / r_i
+
+in the mean, v_j the class's service time on a peer of rate 1, r_i the peer's rate, a_ij the
+affinity. In logarithms it is a two-way table. With y_ij the log of the measured mean, n_ij the
+number of requests behind it and c² their squared coefficient of variation, y_ij has the variance
+c²/n_ij = 1/w_ij. Log affinities are taken as drawn with mean 0 and variance 1/κ, so that
+
+    minimise  Σ w_ij·(y_ij − ν_j + ρ_i − α_ij)² + κ·Σ α_ij²      over ν, ρ, α
+
+For given ν and ρ, α_ij = w_ij/(w_ij + κ)·(y_ij − ν_j + ρ_i): nothing without evidence, all of the
+residual with much. Put back, it leaves weighted least squares for ν and ρ with the weights
+u_ij = w_ij·κ/(w_ij + κ), which saturate, so that a busy pair does not outvote the others. The
+peers are eliminated, and the classes' normal equations solved exactly. A pair without data has
+the weight 0. Adding a constant to ν and ρ changes nothing: within each set of classes and peers
+that share data, ρ is given the weighted mean 0 (the geometric mean of the rates is 1).
+
+Only successful tries that found a free slot are used (`unqueued`), so neither queueing nor a
+server that fails fast enters. A source without that figure (nginx-module-vts) has no address
+counters; its mean response times are taken, but only of peers with little load.
+
+All sums forget exponentially, by the time in which there was traffic.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trimtab.model import CONCURRENCY_LEVELS, PairCounters, Window
+from trimtab.window import class_total, mean_seconds, std_seconds
+
+__all__ = ["Estimates", "Estimator", "Slots", "deadline_seconds", "slots", "two_way"]
+
+Floats = NDArray[np.float64]
+
+# A minute: at ten requests a second and pair 600 are remembered, an error of 4% for exponential
+# service; a server that changed its speed is believed after about half of it. The balancer's own
+# estimate (0.3 s) covers what is faster.
+FORGET_SECONDS: Final = 60.0
+
+# Slots change with a restart of the server, if ever: remember long, the likelihood needs it.
+SLOTS_FORGET_SECONDS: Final = 600.0
+
+# 1/κ is the variance of log affinities expected beforehand: 25% up or down. A class three times
+# slower somewhere is then believed by half after 16 requests and by 94% after 250.
+AFFINITY_EVIDENCE: Final = 16.0
+
+# A peer's log rate is shrunk as if two requests had said that it is like the others.
+RATE_EVIDENCE: Final = 2.0
+
+# Fewer requests than this say nothing of a class's service time.
+LEAST_REQUESTS: Final = 5.0
+
+# Squared coefficient of variation of service times: bounds for what a few samples may claim, and
+# that of the exponential where the squares are unknown.
+CV2_BOUNDS: Final = (0.05, 4.0)
+CV2_UNKNOWN: Final = 1.0
+
+# Without unqueued figures, response times count as service times where the peer had in the mean
+# fewer requests in flight than this share of its slots: M/M/1 queueing then adds at most a third.
+LOW_LOAD_RATIO: Final = 0.25
+
+# Two units of log-likelihood are an interval of about 95% for one parameter.
+SLOTS_LOG_LIKELIHOOD: Final = 2.0
+
+# Completions before the likelihood of the slots is looked at.
+SLOTS_LEAST_COMPLETIONS: Final = 200.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slots:
+    """Estimated slots of one server, with the interval of about 95%."""
+
+    value: int
+    low: int
+    high: int
+
+    @property
+    def sure(self) -> bool:
+        """Whether the interval is one to either side at most, or an eighth of the value."""
+        return self.high - self.low <= max(2, self.value // 4)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimates:
+    """What is known now. Whatever lacks evidence is absent, and 1 (or unknown) is to be assumed.
+
+    service_time_seconds: v_j by upstream.
+    rates: r_i by address, geometric mean 1 among peers that share classes.
+    affinity: a_ij by upstream and address.
+    evidence: remembered requests behind a_ij, likewise.
+    slots: by address.
+    arrivals_per_second: by upstream.
+    """
+
+    service_time_seconds: Mapping[str, float] = field(default_factory=dict)
+    rates: Mapping[str, float] = field(default_factory=dict)
+    affinity: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    evidence: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    slots: Mapping[str, Slots] = field(default_factory=dict)
+    arrivals_per_second: Mapping[str, float] = field(default_factory=dict)
+
+
+def slots(completions: Sequence[float], seconds: Sequence[float]) -> Slots | None:
+    """The slots of a server from `completions_at` and `seconds_at`; None when they do not tell.
+
+    With k slots of rate μ, completions at n in flight come at the rate min(n, k)·μ. Given the
+    times T_n the counts D_n are Poisson; with μ at its best value for each k the log-likelihood is
+
+        L(k) = Σ_n D_n·log min(n, k) − D·log Σ_n min(n, k)·T_n
+
+    Unknown when the interval reaches the largest concurrency seen: beyond it all k are alike.
+    The last entry (32 and beyond) is left out, its concurrency is not known.
+    """
+    if len(completions) != CONCURRENCY_LEVELS or len(seconds) != CONCURRENCY_LEVELS:
+        return None
+    done = np.asarray(completions[:-1], dtype=float)
+    time = np.asarray(seconds[:-1], dtype=float)
+    total = float(done.sum())
+    if total < SLOTS_LEAST_COMPLETIONS or not time.sum() > 0:
+        return None
+    n = np.arange(1, CONCURRENCY_LEVELS)
+    served = np.minimum(n[None, :], n[:, None])  # [k - 1, n - 1]
+    likelihood = np.log(served) @ done - total * np.log(served @ time)
+    near = np.flatnonzero(likelihood >= likelihood.max() - SLOTS_LOG_LIKELIHOOD)
+    seen = int(np.flatnonzero(done > 0)[-1]) + 1
+    low, high = int(near[0]) + 1, int(near[-1]) + 1
+    if high >= seen:
+        return None
+    return Slots(value=int(likelihood.argmax()) + 1, low=low, high=high)
+
+
+def deadline_seconds(of: PairCounters, priority: float) -> float | None:
+    """d = μ + c·σ with c = 1 + 1/priority, of the response times of one class in an observation
+    period; None while they are unknown."""
+    mean, std = mean_seconds(of), std_seconds(of)
+    if mean is None or std is None or not mean > 0:
+        return None
+    return mean + (1 + 1 / priority) * std
+
+
+def _components(present: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """For each column (peer) of a table the number of its connected part; −1 without data."""
+    parts = np.full(present.shape[1], -1, dtype=np.int64)
+    for column in np.flatnonzero(present.any(axis=0)):
+        if parts[column] >= 0:
+            continue
+        reached: NDArray[np.bool_] = np.zeros(present.shape[1], dtype=np.bool_)
+        reached[column] = True
+        while True:
+            rows = present[:, reached].any(axis=1)
+            more = np.asarray(present[rows].any(axis=0))
+            if (more == reached).all():
+                break
+            reached = more
+        parts[reached] = column
+    return parts
+
+
+def two_way(
+    log_means: Floats, counts: Floats, cv2: Floats, kappa: float = AFFINITY_EVIDENCE
+) -> tuple[Floats, Floats, Floats]:
+    """ν [classes], ρ [peers] and α [classes, peers] of the table described above.
+
+    log_means, counts and cv2 are [classes, peers]; a count of 0 is a missing pair, whose other
+    entries are ignored. A class or peer without any data gets 0.
+    """
+    w = counts / np.maximum(cv2, 1e-9)
+    y = np.where(counts > 0, log_means, 0.0)
+    u = w * kappa / (w + kappa)
+    peer_sum = u.sum(axis=0)
+    safe = np.where(peer_sum > 0, peer_sum, 1.0)
+    peer_mean = (u * y).sum(axis=0) / safe
+    matrix = np.diag(u.sum(axis=1)) - (u / safe) @ u.T
+    right = (u * y).sum(axis=1) - u @ peer_mean
+    nu = np.linalg.lstsq(matrix, right, rcond=1e-10)[0]
+    rho = np.where(peer_sum > 0, (u.T @ nu) / safe - peer_mean, 0.0)
+    evidence = counts.sum(axis=0)
+    trust = evidence / (evidence + RATE_EVIDENCE)
+    parts = _components(counts > 0)
+    for part in np.unique(parts[parts >= 0]):
+        inside = parts == part
+        shift = float((trust * rho)[inside].sum() / trust[inside].sum())
+        rho[inside] -= shift
+        nu[(counts[:, inside] > 0).any(axis=1)] -= shift
+    rho *= trust
+    alpha = np.where(counts > 0, w / (w + kappa) * (y - nu[:, None] + rho[None, :]), 0.0)
+    return nu, rho, alpha
+
+
+@dataclass(slots=True)
+class _Sums:
+    """Forgetting sums of one pair."""
+
+    count: float = 0.0
+    seconds: float = 0.0
+    squared: float = 0.0
+
+
+class Estimator:
+    """Takes windows in, keeps forgetting sums, gives `Estimates`.
+
+    Args:
+        slots: configured slots by address; None where unknown. Also the list of known servers.
+        upstreams: addresses by upstream; pairs that are not named here are ignored.
+        forget_seconds: time constant, of time with traffic.
+    """
+
+    def __init__(
+        self,
+        upstreams: Mapping[str, Sequence[str]],
+        slots: Mapping[str, float | None],
+        forget_seconds: float = FORGET_SECONDS,
+    ) -> None:
+        self._known = {name: frozenset(addresses) for name, addresses in upstreams.items()}
+        self._given = dict(slots)
+        self._forget = forget_seconds
+        self._pairs: dict[tuple[str, str], _Sums] = {}
+        self._arrived: dict[str, float] = {}
+        self._seconds = 0.0
+        zeros = np.zeros(CONCURRENCY_LEVELS)
+        self._done = {address: zeros.copy() for address in slots}
+        self._time = {address: zeros.copy() for address in slots}
+
+    def update(self, of: Window) -> None:
+        """Take one window in; one without a finished request changes nothing."""
+        if not of.requests:
+            return
+        keep = math.exp(-of.seconds / self._forget)
+        for sums in self._pairs.values():
+            sums.count *= keep
+            sums.seconds *= keep
+            sums.squared *= keep
+        self._seconds = self._seconds * keep + of.seconds
+        for name in self._known:
+            requests = class_total(of, name).requests
+            self._arrived[name] = self._arrived.get(name, 0.0) * keep + requests
+        if of.addresses:
+            self._unqueued(of)
+            if of.instances == 1:
+                self._concurrency(of)
+        else:
+            self._lightly_loaded(of)
+
+    def _add(self, name: str, address: str, count: float, seconds: float, squared: float) -> None:
+        if address not in self._known.get(name, ()) or not (count > 0 and seconds > 0):
+            return
+        sums = self._pairs.setdefault((name, address), _Sums())
+        sums.count += count
+        sums.seconds += seconds
+        sums.squared += squared
+
+    def _unqueued(self, of: Window) -> None:
+        for name, peers in of.pairs.items():
+            for address, p in peers.items():
+                self._add(name, address, p.unqueued, p.unqueued_seconds, p.unqueued_squared)
+
+    def _lightly_loaded(self, of: Window) -> None:
+        """By Little's law the mean in flight of a peer is its response seconds per second."""
+        held: dict[str, float] = {}
+        for peers in of.pairs.values():
+            for address, p in peers.items():
+                held[address] = held.get(address, 0.0) + p.response_time_seconds / of.seconds
+        for name, peers in of.pairs.items():
+            for address, p in peers.items():
+                low = held[address] < LOW_LOAD_RATIO * (self._given.get(address) or 1.0)
+                # A fast failure is in these response times: leave such windows out.
+                if low and not p.failures:
+                    self._add(
+                        name, address, p.requests, p.response_time_seconds, p.response_time_squared
+                    )
+
+    def _concurrency(self, of: Window) -> None:
+        keep = math.exp(-of.seconds / SLOTS_FORGET_SECONDS)
+        for address, counters in of.addresses.items():
+            if address not in self._done or len(counters.completions_at) != CONCURRENCY_LEVELS:
+                continue
+            if len(counters.seconds_at) != CONCURRENCY_LEVELS:
+                continue
+            self._done[address] = self._done[address] * keep + counters.completions_at
+            self._time[address] = self._time[address] * keep + counters.seconds_at
+
+    def estimates(self) -> Estimates:
+        """What the sums say now."""
+        names = list(dict.fromkeys(name for name, _ in self._pairs))
+        addresses = list(dict.fromkeys(address for _, address in self._pairs))
+        arrivals = {
+            n: a / self._seconds for n, a in self._arrived.items() if self._seconds > 0 and a > 0
+        }
+        found = {a: slots(self._done[a].tolist(), self._time[a].tolist()) for a in self._done}
+        known = {address: s for address, s in found.items() if s}
+        if not names:
+            return Estimates(slots=known, arrivals_per_second=arrivals)
+        row = {name: n for n, name in enumerate(names)}
+        column = {address: n for n, address in enumerate(addresses)}
+        counts = np.zeros((len(names), len(addresses)))
+        means = np.zeros_like(counts)
+        cv2 = np.full_like(counts, CV2_UNKNOWN)
+        for (name, address), sums in self._pairs.items():
+            at = row[name], column[address]
+            # Less than a whole request left in memory is no evidence but rounding.
+            if sums.count < 1:
+                continue
+            mean = sums.seconds / sums.count
+            counts[at] = sums.count
+            means[at] = math.log(mean)
+            if sums.squared > 0:
+                spread = sums.squared / sums.count / mean**2 - 1
+                cv2[at] = min(max(spread, CV2_BOUNDS[0]), CV2_BOUNDS[1])
+        nu, rho, alpha = two_way(means, counts, cv2)
+        enough = counts.sum(axis=1) >= LEAST_REQUESTS
+        return Estimates(
+            service_time_seconds={n: math.exp(nu[row[n]]) for n in names if enough[row[n]]},
+            rates={a: math.exp(rho[column[a]]) for a in addresses if counts[:, column[a]].any()},
+            affinity={
+                n: {
+                    a: math.exp(alpha[row[n], column[a]])
+                    for a in addresses
+                    if counts[row[n], column[a]] > 0
+                }
+                for n in names
+            },
+            evidence={
+                n: {
+                    a: float(counts[row[n], column[a]])
+                    for a in addresses
+                    if counts[row[n], column[a]] > 0
+                }
+                for n in names
+            },
+            slots=known,
+            arrivals_per_second=arrivals,
+        )
+
+    def to_state(self) -> dict[str, Any]:
+        """The sums as JSON-able data."""
+        return {
+            "pairs": [
+                [name, address, s.count, s.seconds, s.squared]
+                for (name, address), s in self._pairs.items()
+            ],
+            "arrived": self._arrived,
+            "seconds": self._seconds,
+            "done": {a: d.tolist() for a, d in self._done.items() if d.any()},
+            "time": {a: t.tolist() for a, t in self._time.items() if t.any()},
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take back what `to_state` gave; what the configuration no longer names is dropped.
+
+        Raises KeyError, TypeError or ValueError for data of another shape, and has changed
+        nothing then.
+        """
+        pairs = {}
+        for name, address, *numbers in state["pairs"]:
+            count, seconds, squared = (_finite(v) for v in numbers)
+            if address in self._known.get(name, ()):
+                pairs[name, address] = _Sums(count, seconds, squared)
+        arrived = {n: _finite(v) for n, v in state["arrived"].items() if n in self._known}
+        total = _finite(state["seconds"])
+        rows = [
+            {a: np.array([_finite(v) for v in row]) for a, row in state[key].items()}
+            for key in ("done", "time")
+        ]
+        for row in rows:
+            if any(len(values) != CONCURRENCY_LEVELS for values in row.values()):
+                raise ValueError(f"a row of other than {CONCURRENCY_LEVELS} concurrency levels")
+        self._pairs, self._arrived, self._seconds = pairs, arrived, total
+        for mine, row in zip((self._done, self._time), rows, strict=True):
+            mine.update({a: values for a, values in row.items() if a in mine})
+
+
+def _finite(value: Any) -> float:
+    number = float(value)
+    if not math.isfinite(number) or number < 0:
+        raise ValueError(f"{value!r} is not a finite number of at least 0")
+    return number

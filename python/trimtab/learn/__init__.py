@@ -1,0 +1,1 @@
+"""Learning: features, states, actions, reward and Q-learning."""
