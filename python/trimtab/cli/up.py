@@ -132,7 +132,7 @@ def _addresses(checked: Config) -> str:
     return (
         f"listening on {listen}\n"
         f"  status     {shown(checked.nginx.internal_listen)}/trimtab/status\n"
-        f"  dashboard  {shown(checked.policy.admin_listen)}/\n"
+        f"  admin      {shown(checked.policy.admin_listen)}/\n"
         f"  gRPC       {checked.policy.listen}"
     )
 
