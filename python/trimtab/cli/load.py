@@ -8,14 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from trimtab import terminal
 from trimtab.errors import ConfigError
+from trimtab.load.client import Progress
 from trimtab.load.drive import TIMEOUT_SECONDS
 from trimtab.load.files import check_writable, write_hdr, write_json, write_npz
 from trimtab.load.founding import founding
 from trimtab.load.laws import LAWS
 from trimtab.load.plan import Target, probe, target
 from trimtab.load.processes import MAX_PROCESSES, run_processes
-from trimtab.load.report import ProgressLine, table
+from trimtab.load.report import show_progress, table
 from trimtab.load.result import MAX_LAG_SECONDS, Result
 from trimtab.load.schedule import ClassLoad, Schedule, build
 from trimtab.load.spec import class_load, scaled
@@ -115,12 +117,9 @@ def run(arguments: argparse.Namespace) -> int:
         if path is not None:
             check_writable(path)
     probe(where)
-    progress = None if arguments.quiet else ProgressLine()
-    try:
+    with terminal.Progress(schedule.seconds) as bar:
+        progress = None if arguments.quiet else show_progress(bar)
         result, caught = asyncio.run(_send(schedule, where, arguments, progress))
-    finally:
-        if progress is not None:
-            progress.close()
     print(table(result))
     for path, write in outputs:
         if path is not None:
@@ -134,7 +133,7 @@ async def _send(
     schedule: Schedule,
     where: Target,
     arguments: argparse.Namespace,
-    progress: ProgressLine | None,
+    progress: Callable[[Progress], None] | None,
 ) -> tuple[Result, int | None]:
     """The result, and the signal that ended the run early. A second signal gives up at once."""
     stop = asyncio.Event()

@@ -239,13 +239,23 @@ def _view(column: NDArray[Any]) -> Any:
 
 
 async def _resolve(where: Target) -> tuple[str, int]:
-    """Numeric host and port, looked up once: no look-up belongs into a response time."""
+    """Numeric host and port, looked up once: no look-up belongs into a response time.
+
+    Of several addresses (localhost is often ::1 and 127.0.0.1) the first that takes a connection.
+    """
     loop = asyncio.get_running_loop()
     try:
         found = await loop.getaddrinfo(where.host, where.port, type=socket.SOCK_STREAM)
     except OSError as error:
         raise ConfigError(f"cannot look up {where.host!r}: {error.strerror or error}") from None
-    return str(found[0][4][0]), where.port
+    hosts = list(dict.fromkeys(str(f[4][0]) for f in found))
+    for host in hosts if len(hosts) > 1 else ():
+        opening = asyncio.open_connection(host, where.port)
+        with contextlib.suppress(OSError, TimeoutError):
+            _, writer = await asyncio.wait_for(opening, 1.0)
+            writer.transport.abort()
+            return host, where.port
+    return hosts[0], where.port
 
 
 def raise_descriptor_limit() -> None:

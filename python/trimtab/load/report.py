@@ -1,76 +1,33 @@
 """What a run shows to people: progress while it runs, and a table after it."""
 
 import math
-import shutil
-import sys
-import time
-from collections.abc import Callable, Sequence
-from typing import Final, TextIO
+from collections.abc import Callable
+from typing import Final
 
+from trimtab import terminal
 from trimtab.load.client import Progress
-from trimtab.load.records import Spread, Summary
+from trimtab.load.records import Summary
 from trimtab.load.result import Result
 
-__all__ = ["ProgressLine", "table"]
+__all__ = ["show_progress", "table"]
 
-BAR_WIDTH: Final = 24
-# Without a terminal a line now and then, for logs.
-PLAIN_SECONDS: Final = 10.0
-
-
-def _duration(seconds: float) -> str:
-    whole = max(0, math.ceil(seconds))
-    hours, rest = divmod(whole, 3600)
-    minutes, rest = divmod(rest, 60)
-    if hours:
-        return f"{hours} h {minutes:02} min"
-    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+HEADER: Final = (
+    "class", "requests", "2xx/s", "p50 ms", "p90 ms", "p99 ms", "p99.9 ms", "max ms",
+    "service p50", "p99 ms", "ART/1000", "failed",
+)  # fmt: skip
 
 
-class ProgressLine:
-    """Shows `Progress`: a bar on a terminal, plain lines elsewhere. Call `close` at the end."""
+def show_progress(bar: terminal.Progress, label: str = "load") -> Callable[[Progress], None]:
+    """What to call with the progress of a run, to draw it on `bar`."""
 
-    def __init__(
-        self,
-        stream: TextIO | None = None,
-        *,
-        label: str = "load",
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._stream = sys.stderr if stream is None else stream
-        self._label = label
-        self._clock = clock
-        self._bar = self._stream.isatty()
-        self._shown_at = -math.inf
-        self._dirty = False
-
-    def __call__(self, progress: Progress) -> None:
-        """Show how far the run is."""
-        left = progress.seconds - progress.elapsed_seconds
-        text = (
-            f"{_duration(left)} left, {progress.sent} of {progress.total} sent, "
-            f"{progress.in_flight} in flight, {progress.failed} failed"
+    def show(progress: Progress) -> None:
+        note = (
+            f"{progress.sent} of {progress.total} sent, {progress.in_flight} in flight, "
+            f"{progress.failed} failed"
         )
-        if self._bar:
-            share = min(1.0, max(0.0, progress.elapsed_seconds / progress.seconds))
-            done = int(share * BAR_WIDTH)
-            line = f"{self._label} [{'#' * done}{'.' * (BAR_WIDTH - done)}] {text}"
-            width = shutil.get_terminal_size().columns - 1
-            self._stream.write(f"\r{line[:width]:<{width}}")
-            self._stream.flush()
-            self._dirty = True
-        elif self._clock() >= self._shown_at + PLAIN_SECONDS:
-            self._shown_at = self._clock()
-            self._stream.write(f"{self._label}: {text}\n")
-            self._stream.flush()
+        bar.update(progress.elapsed_seconds, label, note)
 
-    def close(self) -> None:
-        """Leave the line of the bar."""
-        if self._dirty:
-            width = shutil.get_terminal_size().columns - 1
-            self._stream.write(f"\r{'':<{width}}\r")
-            self._stream.flush()
-            self._dirty = False
+    return show
 
 
 def _ms(seconds: float) -> str:
@@ -80,63 +37,48 @@ def _ms(seconds: float) -> str:
     return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 1000 else f"{value:.0f}"
 
 
-def _row(name: str, s: Summary) -> list[str]:
-    def times(spread: Spread, *which: str) -> list[str]:
-        return [_ms(getattr(spread, w)) for w in which]
-
+def _row(name: str, summary: Summary) -> list[str]:
+    response, service = summary.response, summary.service
     return [
         name,
-        str(s.requests),
-        f"{s.throughput_per_second:.1f}",
-        *times(s.response, "p50", "p90", "p99", "p999", "max"),
-        *times(s.service, "p50", "p99"),
-        "-" if s.art_per_1000 is None else f"{s.art_per_1000:.1f}",
-        str(s.failed),
+        str(summary.requests),
+        f"{summary.throughput_per_second:.1f}",
+        *map(_ms, (response.p50, response.p90, response.p99, response.p999, response.max)),
+        *map(_ms, (service.p50, service.p99)),
+        "-" if summary.art_per_1000 is None else f"{summary.art_per_1000:.1f}",
+        str(summary.failed),
     ]
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(r[k]) for r in rows) for k in range(len(rows[0]))]
-    return [
-        "  ".join(
-            c.ljust(w) if k == 0 else c.rjust(w)
-            for k, (c, w) in enumerate(zip(r, widths, strict=True))
-        )
-        for r in rows
-    ]
+def _failures(name: str, summary: Summary) -> list[str]:
+    kinds = dict(summary.failures)
+    if kinds.pop("status", 0):
+        others = {k: v for k, v in summary.statuses.items() if not 200 <= k < 300}
+        kinds = {**{f"status {k}": v for k, v in others.items()}, **kinds}
+    text = ", ".join(f"{kind} {count}" for kind, count in kinds.items())
+    return [f"{name} failed: {text}"] if text else []
 
 
 def table(result: Result) -> str:
     """The figures of a run as text: a table, then rates, lag, failures, peers and the verdict."""
     summaries = result.summaries()
     total = result.summary()
-    head = ["", "", "2xx", "response time, ms", "", "", "", "", "service, ms", "", "ART per", ""]
-    names = ["class", "requests", "per s", "p50", "p90", "p99", "p99.9", "max", "p50", "p99"]
-    rows = [[*names, "1000", "failed"], *(_row(n, s) for n, s in summaries.items())]
+    rows = [_row(name, summary) for name, summary in summaries.items()]
     if len(summaries) > 1:
         rows.append(_row("all", total))
-    lines = _aligned(rows)
-    widths = [max(len(r[k]) for r in rows) for k in range(len(head))]
-    starts = [sum(widths[:k]) + 2 * k for k in range(len(head))]
-    title = [" "] * (len(lines[0]) + 20)
-    for k, text in enumerate(head):
-        title[starts[k] : starts[k] + len(text)] = text
-    lines.insert(0, "".join(title).rstrip())
     lag = result.lag
-    lines += [
+    many = "es" if result.processes > 1 else ""
+    lines = [
+        terminal.table(HEADER, rows),
         "",
-        f"{result.seconds:g} s from {result.processes} process"
-        f"{'es' if result.processes > 1 else ''}, seed {result.schedule.seed}: "
-        f"offered {result.offered_per_second:.1f}/s, sent {result.achieved_per_second:.1f}/s; "
-        f"send lag p50 {_ms(lag.p50)}, p99 {_ms(lag.p99)}, max {_ms(lag.max)} ms",
+        f"{result.seconds:g} s from {result.processes} process{many}, "
+        f"seed {result.schedule.seed}: offered {result.offered_per_second:.1f}/s, "
+        f"sent {result.achieved_per_second:.1f}/s",
+        f"send lag p50 {_ms(lag.p50)} ms, p99 {_ms(lag.p99)} ms "
+        f"(bound {_ms(result.max_lag_seconds)} ms), max {_ms(lag.max)} ms",
     ]
     for name, summary in summaries.items():
-        kinds = dict(summary.failures)
-        if kinds.pop("status", 0):
-            others = {k: v for k, v in summary.statuses.items() if not 200 <= k < 300}
-            kinds = {**{f"status {k}": v for k, v in others.items()}, **kinds}
-        if kinds:
-            lines.append(f"{name} failed: " + ", ".join(f"{k} {v}" for k, v in kinds.items()))
+        lines += _failures(name, summary)
     if total.peers:
         answered = sum(total.peers.values())
         shares = (f"{p} {100 * c / answered:.1f}%" for p, c in sorted(total.peers.items()))

@@ -28,6 +28,7 @@ from trimtab.load.workloads import Request, Workload
 __all__ = [
     "Bursts",
     "ClassLoad",
+    "Draw",
     "Schedule",
     "Step",
     "build",

@@ -68,6 +68,7 @@ def _say(word: str | dict[str, int]) -> None:
 
 async def _send(job: Path, result: Path) -> None:
     plan, where, timeout_seconds = load_plan(job)
+    job.unlink()  # nobody else would, if the parent were killed
     drive = Drive(plan, timeout_seconds=timeout_seconds)
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader()
@@ -80,9 +81,11 @@ async def _send(job: Path, result: Path) -> None:
     if not word or word[0] != b"start":
         return
     stop = asyncio.Event()
+    abandoned = False
 
     async def listen() -> None:
-        await reader.readline()
+        nonlocal abandoned
+        abandoned = not await reader.readline()
         stop.set()
 
     async def tell() -> None:
@@ -96,6 +99,8 @@ async def _send(job: Path, result: Path) -> None:
     await drive.run(where, start=start, stop=stop)
     for task in others:
         task.cancel()
+    if abandoned:
+        return
     _say({"sent": drive.sent, "done": drive.done, "failed": drive.failed})
     names = json.dumps(list(drive.peers)).encode()
     columns: dict[str, Any] = dict(drive.columns)
