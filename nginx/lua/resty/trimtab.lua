@@ -164,7 +164,9 @@ local function end_placed(record, request, now, is_final)
     end_try(record, now, outcome)
     if outcome == SUCCESS and record.is_unqueued then
         counters.unqueued(q, seconds)
-        services.sample(map.services, q, seconds)
+        if services.sample(map.services, q, seconds) then
+            services.refresh(registry)
+        end
     end
     local received = last_number(request, "upstream_bytes_received")
     counters.request(q, status, record.began - record.arrival + seconds,

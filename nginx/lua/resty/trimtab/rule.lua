@@ -17,12 +17,14 @@
 -- index in the arrays above, weight[p] is W_ij, affinity[p] a_ij, and skip[p]
 -- is not 0 where the peer must not be picked.
 --
--- Unknown slots. The rule then takes the server for one queue (k = 1), whose
--- rate is its work per second while it is busy, however many it serves at
--- once: the expected delay is (v + B) / rate, which is weight times load with
--- a class-aware load and a learned speed. In a server of 4 slots the rate
--- rises to 4 as it fills, so the sum stays right where it matters, and where
--- it does not (nearly idle) all peers are misjudged alike.
+-- Unknown slots. Busy time then counts every request in flight as a busy slot
+-- (so the rate is 1 over the mean response time per second of work), and the
+-- wait is that of one queue (k = 1): the score is (v + B) / rate, in words
+-- response time x load, as nginx's least_time and peak-EWMA balancers have
+-- it, with a load that knows the classes. It counts a queue twice, which only
+-- makes it avoid queues more. Taking busy time as one slot instead would make
+-- a server look faster the more it has in flight, and draw all to one server.
+-- Slots that are given too low have that same effect.
 local exp = math.exp
 local floor = math.floor
 local huge = math.huge
@@ -49,16 +51,12 @@ local PRIOR_JOBS = 2
 local LOOKAHEAD = 3
 
 
--- Slots as the rule counts them: at least 1, and 1 when unknown.
-local function slots_of(k)
-    return k < 1 and 1 or k
-end
-
-
 -- Expected delay in seconds, divided by weight, of a request of own work
 -- `own` (v_j * a_ij, seconds at rate 1) at one server.
 local function score(own, n, b, rate, error, k, weight)
-    k = slots_of(k)
+    if k < 1 then
+        k = 1
+    end
     local wait = 0
     if n + 1 > k then
         wait = (n + 1 - k) / n * b / (k * rate)
@@ -114,7 +112,8 @@ function _M.advance(i, now, n, slots, done, busy, last, tau)
         if n > 0 then
             local kept = exp(-dt / tau)
             done[i] = done[i] * kept
-            busy[i] = busy[i] * kept + min(n, slots_of(slots[i])) * dt
+            local k = slots[i]
+            busy[i] = busy[i] * kept + (k > 0 and min(n, k) or n) * dt
         else
             local kept = exp(-dt / IDLE_TAU_SECONDS)
             done[i] = done[i] * kept

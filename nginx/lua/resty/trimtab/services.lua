@@ -25,7 +25,8 @@ local MEMORY = 50
 local _M = {}
 
 
--- A try in pair q took this long without queueing.
+-- A try in pair q took this long without queueing. Returns whether that is the
+-- first that is known of the pair.
 function _M.sample(services, q, seconds)
     local service = services[q]
     local count = service.count + 1
@@ -33,6 +34,7 @@ function _M.sample(services, q, seconds)
     service.mean_seconds = service.mean_seconds
                            + (seconds - service.mean_seconds)
                              * max(1 / count, 1 / MEMORY)
+    return count == 1
 end
 
 

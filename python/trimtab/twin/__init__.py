@@ -1,0 +1,1 @@
+"""The digital twin: a simulator of peers, classes and the balancing rule."""

@@ -1,0 +1,132 @@
+"""The per-request rule: `nginx/lua/resty/trimtab/rule.lua` in Python, expression by expression.
+
+`tests/data/golden/rule.json` holds both to the same picks and rates; the Lua file says what the
+formulas mean and where their constants come from. Plain floats, arrays and loops, so that numba
+can compile it. Arrays are indexed from 0: `in_flight`, `work`, `rate`, `error`, `slots`, `done`,
+`busy` and `last` by server, `server`, `weight`, `affinity` and `skip` by peer of one upstream.
+Times are seconds, rates work-seconds per second of one busy slot, slots 0 when unknown.
+"""
+
+import math
+from collections.abc import MutableSequence, Sequence
+from typing import Final
+
+__all__ = ["advance", "error_ratio", "pick", "rate", "score", "urgency"]
+
+ERROR_COST: Final = 20.0
+ERROR_KEPT: Final = 0.95
+IDLE_TAU_SECONDS: Final = 10.0
+PRIOR_JOBS: Final = 2.0
+LOOKAHEAD: Final = 3.0
+
+
+def score(
+    own: float, n: float, b: float, rate: float, error: float, k: float, weight: float
+) -> float:
+    """Expected delay in seconds over weight, of a request of own work `own` at one server.
+
+    `n` requests of `b` seconds of work in all are in flight there.
+    """
+    if k < 1.0:
+        k = 1.0
+    wait = 0.0
+    if n + 1 > k:
+        wait = (n + 1 - k) / n * b / (k * rate)
+    return (own / rate * (1 + ERROR_COST * error) + wait) / weight
+
+
+def pick(
+    count: int,
+    server: Sequence[int],
+    weight: Sequence[float],
+    affinity: Sequence[float],
+    skip: Sequence[float],
+    service: float,
+    in_flight: Sequence[float],
+    work: Sequence[float],
+    rate: Sequence[float],
+    error: Sequence[float],
+    slots: Sequence[float],
+    uniform: float,
+    scores: MutableSequence[float],
+) -> int:
+    """The peer of least score, or -1 when all are skipped; `scores` receives every score.
+
+    `service` is v_j, `uniform` in [0, 1) decides between equal scores.
+    """
+    best, ties, first = math.inf, 0, -1
+    for p in range(count):
+        s = math.inf
+        if skip[p] == 0:
+            i = server[p]
+            s = score(
+                service * affinity[p],
+                in_flight[i],
+                work[i],
+                rate[i],
+                error[i],
+                slots[i],
+                weight[p],
+            )
+        scores[p] = s
+        if s < best:
+            best, ties, first = s, 1, p
+        elif s == best and s < math.inf:
+            ties += 1
+    if ties < 2:
+        return first
+    chosen = math.floor(uniform * ties)
+    for p in range(first, count):
+        if scores[p] == best:
+            if chosen == 0:
+                return p
+            chosen -= 1
+    return first
+
+
+def advance(
+    i: int,
+    now: float,
+    n: float,
+    slots: Sequence[float],
+    done: MutableSequence[float],
+    busy: MutableSequence[float],
+    last: MutableSequence[float],
+    tau: float,
+) -> float:
+    """Carry D and T of server i forward to `now`; the seconds that passed.
+
+    `n` have been in flight since the last update; `tau` is the memory in seconds while busy.
+    """
+    dt = max(0.0, now - last[i])
+    if dt > 0:
+        if n > 0:
+            kept = math.exp(-dt / tau)
+            done[i] = done[i] * kept
+            k = slots[i]
+            busy[i] = busy[i] * kept + (min(n, k) if k > 0 else n) * dt
+        else:
+            kept = math.exp(-dt / IDLE_TAU_SECONDS)
+            done[i] = done[i] * kept
+            busy[i] = busy[i] * kept
+        last[i] = now
+    return dt
+
+
+def rate(done: float, busy: float, prior: float, mean_service: float) -> float:
+    """The rate of a server from D, T, the prior r0_i and the mean service time over classes."""
+    a = PRIOR_JOBS * mean_service
+    return (a + done) / (a / prior + busy)
+
+
+def error_ratio(error: float, failed: bool) -> float:
+    """The error ratio after one more try."""
+    return ERROR_KEPT * error + (1 - ERROR_KEPT) * (1.0 if failed else 0.0)
+
+
+def urgency(
+    now: float, arrival: float, deadline: float, service: float, mean_service: float
+) -> float:
+    """ATC index of a waiting request, per square second: larger is more urgent."""
+    slack = max(0.0, arrival + deadline - service - now)
+    return math.exp(-slack / (LOOKAHEAD * mean_service)) / (deadline * service)

@@ -1,0 +1,160 @@
+"""Sequences of dispatches and responses for the rule, drawn from a seed.
+
+`generate` draws what happens, `replay` plays it on the Python rule; tests/nginx/rule.lua plays
+the same on the Lua rule. `python tests/rule_sequences.py` writes tests/data/golden/rule.json anew:
+do so only when the rule is meant to change.
+"""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+from trimtab.twin import rule
+
+GOLDEN = Path(__file__).parent / "data" / "golden" / "rule.json"
+SEED = 20240229
+TAU_SECONDS = 0.3
+
+
+def generate(seed: int = SEED) -> dict[str, Any]:
+    """Cases of servers, classes and operations in time order, without any answer.
+
+    Operations: ["dispatch", now, class, uniform, skipped peers]; ["finish", now, index of the
+    dispatch, failed]; ["idle", now] carries all servers on; ["urgency", now, arrival, class].
+    """
+    rng = random.Random(seed)
+    shapes = [
+        ("equal servers, so that ties are drawn", 4, 2, True, 300),
+        ("unequal servers of known slots", 3, 3, False, 600),
+        ("many servers, slots known here and there", 12, 3, False, 800),
+    ]
+    return {"tau": TAU_SECONDS, "cases": [_case(rng, *shape) for shape in shapes]}
+
+
+def _case(
+    rng: random.Random, what: str, servers: int, classes: int, equal: bool, count: int
+) -> dict[str, Any]:
+    each = range(servers)
+    case: dict[str, Any] = {
+        "what": what,
+        "slots": [2.0 if equal else float(rng.choice([0, 1, 2, 4, 8])) for _ in each],
+        "prior": [1.0 if equal else round(rng.uniform(0.5, 2), 3) for _ in each],
+        "classes": [],
+        "mean_service": 0.02,
+    }
+    for _ in range(classes):
+        mine = sorted(rng.sample(range(servers), servers if equal else max(2, servers - 1)))
+        case["classes"].append(
+            {
+                "service": 0.02 if equal else round(rng.uniform(0.005, 0.06), 4),
+                "deadline": round(rng.uniform(0.02, 0.3), 3),
+                "server": mine,
+                "weight": [1.0 if equal else round(rng.uniform(0.3, 3), 3) for _ in mine],
+                "affinity": [1.0 if equal else round(rng.uniform(0.3, 3), 3) for _ in mine],
+            }
+        )
+    case["operations"] = _operations(rng, case["classes"], count)
+    return case
+
+
+def _operations(rng: random.Random, classes: list[dict[str, Any]], count: int) -> list[list[Any]]:
+    operations: list[list[Any]] = []
+    open_: list[int] = []
+    now = 1000.0
+    dispatched = 0
+    for _ in range(count):
+        # Mostly a few milliseconds; now and then a pause, in which estimates drift or stall.
+        now = round(now + rng.expovariate(200) + (rng.random() < 0.02) * rng.uniform(1, 15), 6)
+        kind = rng.random()
+        j = rng.randrange(len(classes))
+        if open_ and kind < 0.46:
+            which = open_.pop(rng.randrange(len(open_)))
+            operations.append(["finish", now, which, rng.random() < 0.1])
+        elif kind < 0.94:
+            peers = len(classes[j]["server"])
+            skipped = rng.sample(range(peers), rng.choice([0, 0, 0, 1, peers - 1, peers]))
+            operations.append(["dispatch", now, j, round(rng.random(), 9), sorted(skipped)])
+            if len(skipped) < peers:
+                open_.append(dispatched)
+            dispatched += 1
+        elif kind < 0.97:
+            operations.append(["idle", now])
+        else:
+            operations.append(["urgency", now, round(now - rng.uniform(0, 0.5), 6), j])
+    return operations
+
+
+def replay(case: dict[str, Any], tau: float) -> list[list[float]]:
+    """The answers: [pick, its score or 0], [rate, error ratio], [rates …] or [index]."""
+    servers = len(case["slots"])
+    zeros = [0.0] * servers
+    n, work, error = zeros[:], zeros[:], zeros[:]
+    done, busy, last, rate = zeros[:], zeros[:], zeros[:], [1.0] * servers
+    mean = case["mean_service"]
+    tries: list[tuple[int, float]] = []
+    answers: list[list[float]] = []
+
+    def carry(i: int, now: float) -> None:
+        rule.advance(i, now, n[i], case["slots"], done, busy, last, tau)
+        rate[i] = rule.rate(done[i], busy[i], case["prior"][i], mean)
+
+    for what, now, *rest in case["operations"]:
+        if what == "dispatch":
+            j = case["classes"][rest[0]]
+            count = len(j["server"])
+            skip = [1.0 if p in rest[2] else 0.0 for p in range(count)]
+            scores = [0.0] * count
+            p = rule.pick(
+                count,
+                j["server"],
+                j["weight"],
+                j["affinity"],
+                skip,
+                j["service"],
+                n,
+                work,
+                rate,
+                error,
+                case["slots"],
+                rest[1],
+                scores,
+            )
+            i = j["server"][p] if p >= 0 else -1
+            own = j["service"] * j["affinity"][p] if p >= 0 else 0.0
+            if p >= 0:
+                carry(i, now)
+                n[i] += 1
+                work[i] += own
+            tries.append((i, own))
+            answers.append([p, scores[p] if p >= 0 else 0.0])
+        elif what == "finish":
+            i, own = tries[rest[0]]
+            rule.advance(i, now, n[i], case["slots"], done, busy, last, tau)
+            if not rest[1]:
+                done[i] += own
+            error[i] = rule.error_ratio(error[i], rest[1])
+            rate[i] = rule.rate(done[i], busy[i], case["prior"][i], mean)
+            n[i] -= 1
+            work[i] = work[i] - own if n[i] else 0.0
+            answers.append([rate[i], error[i]])
+        elif what == "idle":
+            for i in range(servers):
+                carry(i, now)
+            answers.append(rate[:])
+        else:
+            j = case["classes"][rest[1]]
+            answers.append([rule.urgency(now, rest[0], j["deadline"], j["service"], mean)])
+    return answers
+
+
+def golden() -> dict[str, Any]:
+    """The sequences with the Python rule's answers."""
+    drawn = generate()
+    for case in drawn["cases"]:
+        case["answers"] = replay(case, drawn["tau"])
+    return drawn
+
+
+if __name__ == "__main__":
+    GOLDEN.write_text(json.dumps(golden(), separators=(",", ":")) + "\n")
