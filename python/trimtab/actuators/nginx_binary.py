@@ -7,6 +7,7 @@ import grp
 import os
 import pwd
 import re
+import resource
 import shlex
 import shutil
 import subprocess
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from trimtab import paths
-from trimtab.actuators.nginx_conf import TEMP_PATHS, Machine
+from trimtab.actuators.nginx_conf import MAX_OPEN_FILES, TEMP_PATHS, Machine
 from trimtab.errors import DependencyError
 
 __all__ = ["ROOT_WORKERS", "Installation", "find", "machine", "reachable", "worker_user"]
@@ -169,6 +170,12 @@ def worker_user(*directories: Path) -> tuple[str, str] | None:
     return "root", "root"
 
 
+def _open_files() -> int:
+    """What nginx may ask for: more than the hard limit needs rights that containers take away."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(MAX_OPEN_FILES, hard)
+
+
 def machine(
     installation: Installation, directory: Path, mode: str, *, vts_module: Path | None = None
 ) -> Machine:
@@ -196,6 +203,7 @@ def machine(
             for kind in TEMP_PATHS
             if f"--without-http_{kind}_module" not in installation.arguments
         ),
+        open_files=_open_files(),
         user=worker_user(directory, *([lua_directory] if lua_directory else [])),
         lua_directory=str(lua_directory or ""),
     )

@@ -28,6 +28,7 @@ from trimtab.model import BUCKET_BOUNDS_SECONDS, Weights
 __all__ = [
     "BALANCERS",
     "LAYOUTS",
+    "MAX_OPEN_FILES",
     "RETRY_STATUSES",
     "TEMP_PATHS",
     "Machine",
@@ -41,6 +42,9 @@ BALANCERS: Final = ("trimtab", "round_robin", "least_conn", "random_two")
 LAYOUTS: Final = ("per_class", "one_group")
 RETRY_STATUSES: Final = (500, 502, 503, 504)
 TEMP_PATHS: Final = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+
+# Enough for ten thousand requests that wait, and a connection to a server for each second one.
+MAX_OPEN_FILES: Final = 40_000
 
 # Names of our own upstream groups.
 _POLICY_GROUP: Final = "trimtab_policy"
@@ -73,6 +77,7 @@ class Machine:
     load_modules: tuple[str, ...] = ()  # paths, in the order of loading
     temp_paths: tuple[str, ...] = TEMP_PATHS  # kinds that this nginx was built with
     user: tuple[str, str] | None = None  # user and group of the workers, when root starts nginx
+    open_files: int = MAX_OPEN_FILES  # that a worker may have
     lua_directory: str = ""  # holds resty/trimtab.lua; "" is the package's own
 
 
@@ -324,6 +329,8 @@ def render(
         # A node has a histogram and a long key; a full zone would read as zeros for ever.
         "vts_zone_mebibytes": max(4, math.ceil(pairs / 128)),
         "weights_from": f"learned weights ({weights.reason})" if weights else "static weights",
+        # A request may hold two connections, and some files are no connections.
+        "worker_connections": machine.open_files * 2 // 5,
         "what": f"{mode} mode, balancer {balancer}, {layout}" if observe else f"plain {balancer}",
     }
     templates = environment()

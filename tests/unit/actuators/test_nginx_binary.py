@@ -2,6 +2,7 @@
 
 import os
 import pwd
+import resource
 from pathlib import Path
 
 import pytest
@@ -186,3 +187,14 @@ def test_who_is_not_root_runs_workers_as_he_is(monkeypatch: pytest.MonkeyPatch) 
     """Without root there is no user directive, which nginx would warn about."""
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     assert worker_user(Path("/usr/share")) is None
+
+
+@pytest.mark.parametrize(
+    ("hard", "asked"), [(resource.RLIM_INFINITY, 40_000), (1_048_576, 40_000), (4096, 4096)]
+)
+def test_nginx_asks_for_no_more_files_than_it_may_have(
+    hard: int, asked: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hard limit bounds what is asked for, so that nginx has nothing to complain about."""
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, hard))
+    assert machine(find(fake(tmp_path)), tmp_path, "plain").open_files == asked
