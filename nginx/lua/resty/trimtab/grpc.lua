@@ -312,9 +312,14 @@ local function call(host, port, method, message, timeout_ms)
         end
         local connected
         set_timeout(sock, deadline)
-        connected, err = sock:connect(host, port, pool_options)
+        if port then
+            connected, err = sock:connect(host, port, pool_options)
+        else
+            connected, err = sock:connect(host, pool_options)
+        end
         if not connected then
-            return transport_error("connect to " .. host .. ":" .. port, err)
+            local address = port and host .. ":" .. port or host
+            return transport_error("connect to " .. address, err)
         end
         local is_reused = sock:getreusedtimes() > 0
         local answer = { sock = sock, deadline = deadline, headers = {} }
@@ -352,7 +357,7 @@ end
 -- the bytes of the response, or nil, an error and a gRPC status code. All
 -- methods may be repeated without harm, so a call on a kept connection that
 -- turns out to be closed is made again on another. `timeout_ms` bounds the
--- call as a whole.
+-- call as a whole. `port` is nil for a host of "unix:/path".
 function _M.call(host, port, method, message, timeout_ms)
     local ok, response, err, status = pcall(call, host, port, method,
                                             message, timeout_ms)

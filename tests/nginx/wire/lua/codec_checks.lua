@@ -1,4 +1,4 @@
--- What test_wire_codec.py has nginx do with the codec. Each function takes
+-- What test_codec.py has nginx do with the codec. Each function takes
 -- the decoded JSON of the request and returns a table for the answer.
 local cjson = require("cjson.safe")
 local pb = require("resty.trimtab.protobuf")
