@@ -17,6 +17,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from trimtab import messages
 from trimtab.actuators.board import Board
+from trimtab.bounds import MessageError
 from trimtab.config import Config
 from trimtab.errors import SourceError, TrimtabError
 from trimtab.listen import claim, socket_mode
@@ -133,7 +134,7 @@ class PolicyServer:
             answer = b""
             try:
                 answer = await behaviour(raw)
-            except messages.MessageError as error:
+            except MessageError as error:
                 code, text = grpc.StatusCode.INVALID_ARGUMENT, str(error)
             except _RefusedError as error:
                 code, text = error.code, str(error)

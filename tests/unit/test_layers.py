@@ -19,8 +19,9 @@ ROWS = (
     ("errors", "model"),
     ("children", "paths", "tables", "terminal", "v1"),
     # 1: the configuration and what computes without I/O
-    ("config", "window"),
-    ("estimate", "guard", "learn", "listen", "messages"),
+    ("bounds", "config", "window"),
+    ("estimate", "learn", "listen", "messages"),
+    ("guard",),
     # 2: what decides, reads, acts, and the worlds to act in
     ("policy", "sources", "store"),
     ("actuators", "demo", "load", "twin"),

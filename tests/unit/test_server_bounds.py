@@ -275,9 +275,9 @@ def test_pairs_and_addresses_are_bounded_in_all(server: serving.Serving, message
         ("ReportStats", b"\xff" * 20, "not a trimtab.v1.ReportStatsRequest: "),
         ("GetWeights", b"\x12\x00" * 40_000, "a GetWeightsRequest of 80000 bytes; "),
         # Two bytes each on the wire, and 700 MB if they were parsed.
-        ("ReportStats", b"\x2a\x00" * 4_000_000, "a report with more than 65536 fields"),
-        ("ReportStats", b"\x2a\x80\x80\xf4\x03" + b"\x1a\x00" * 4_096_000, "more than 65536"),
-        ("ReportStats", b"\x10\x01" * 4_000_000, "a report with more than 65536 fields"),
+        ("ReportStats", b"\x2a\x00" * 4_000_000, "more fields than any"),
+        ("ReportStats", b"\x2a\x80\x80\xf4\x03" + b"\x1a\x00" * 4_096_000, "more fields than any"),
+        ("ReportStats", b"\x10\x01" * 4_000_000, "more fields than any"),
         ("ReportStats", b"\x2a\xff\xff\x7f" + b"\0" * 70_000, "not a report: it is cut short"),
         ("ReportStats", b"\x2a" + b"\xff" * 70_000, "not a report: it is cut short"),
         ("ReportStats", b"\x2b" * 70_000, "not a report: wire type 3"),
