@@ -1,0 +1,1 @@
+"""The benchmark: balancers on the same seeded load and work, and what came of it."""
