@@ -37,10 +37,10 @@ def alive(pid: int) -> bool:
         return False
 
 
-def get(address: str, path: str) -> tuple[int, str]:
+def get(address: str, path: str, **headers: str) -> tuple[int, str]:
     """Status and body of a GET."""
     with contextlib.closing(http.client.HTTPConnection(address, timeout=10)) as connection:
-        connection.request("GET", path)
+        connection.request("GET", path, headers=headers)
         answer = connection.getresponse()
         return answer.status, answer.read().decode()
 
@@ -58,6 +58,18 @@ def test_it_serves_and_leaves_nothing(tmp_path: Path) -> None:
     assert not any(alive(pid) for pid in processes)
     assert not nginx.running
     assert not (tmp_path / "nginx" / "nginx.pid").exists()
+
+
+def test_only_websocket_upgrades_pass(tmp_path: Path) -> None:
+    """Other upgrades, as h2c, would let clients speak to servers past the balancer."""
+    with answering() as backend:
+        config = configuration(tmp_path, peers=[backend])
+        address = config.nginx.listen[0]
+        with NginxProcess.rendered(tmp_path / "nginx", config, **PLAIN):
+            websocket = get(address, "/read", Connection="upgrade", Upgrade="WebSocket")
+            h2c = get(address, "/read", Connection="upgrade", Upgrade="h2c")
+    assert websocket == (200, f"{address} upgrade")
+    assert h2c == (200, f"{address} None")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give workers another user")
