@@ -11,9 +11,12 @@ from typing import Final
 
 __all__ = ["Post", "document", "mentions", "shorten", "url_count"]
 
-# The original's two patterns (its TextService).
+# The original's pattern for mentions. Its pattern for URLs stops at the first slash or question
+# mark after the host; ours takes the whole URL, but not the punctuation of a sentence after it.
 _MENTION: Final = re.compile(r"@([A-Za-z0-9_-]+)")
-_URL: Final = re.compile(r"https?://[A-Za-z0-9_!~*'().&=+$%-]+")
+_URL: Final = re.compile(
+    r"https?://[A-Za-z0-9](?:[A-Za-z0-9_!~*'().&=+$%/?#:@,;-]*[A-Za-z0-9_~=&+$%/#-])?"
+)
 
 SHORT_HOST: Final = "http://short-url/"
 TOKEN_ALPHABET: Final = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"  # noqa: S105

@@ -28,7 +28,7 @@ from trimtab.demo.capacity import VARIATION, FullError, ServiceTimes, Slots
 from trimtab.demo.endpoints import ENDPOINTS, MAX_BODY_BYTES, Endpoint
 from trimtab.demo.forms import BadArgumentError, IncompleteError, parse
 from trimtab.demo.graph import USERS
-from trimtab.demo.store import Store, StoreError
+from trimtab.demo.store import BUSY_SECONDS, Store, StoreError
 from trimtab.errors import ConfigError, TrimtabError
 
 __all__ = [
@@ -73,6 +73,7 @@ class NodeSettings:
     database: Path = DEFAULT_DATABASE
     seed: int = 1
     users: int = USERS
+    busy_seconds: float = BUSY_SECONDS
 
     @property
     def description(self) -> str:
@@ -141,7 +142,9 @@ class Node:
         )
         stack.callback(claim.release)
         self._slots = Slots(
-            settings.slots, lambda: Store(settings.database), slowness=settings.slowness
+            settings.slots,
+            lambda: Store(settings.database, busy_seconds=settings.busy_seconds),
+            slowness=settings.slowness,
         )
         stack.push_async_callback(asyncio.to_thread, self._slots.close)
         app = web.Application(client_max_size=MAX_BODY_BYTES)

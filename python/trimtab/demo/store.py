@@ -19,6 +19,8 @@ from typing import Final
 from trimtab.demo.posts import TOKEN_ALPHABET, TOKEN_LENGTH, Post, document, mentions
 
 __all__ = [
+    "BUSY_SECONDS",
+    "PAGE_BYTES",
     "PASSWORD_COST",
     "RETAINED_POSTS",
     "SCHEMA",
