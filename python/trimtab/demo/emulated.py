@@ -107,7 +107,7 @@ class EmulatedServer:
         except OSError as error:
             raise TrimtabError(
                 f"the emulated server {self.position + 1} cannot listen on {host}:{port}: "
-                f"{error.strerror or error}; free the port or give another --port-base"
+                f"{error.strerror or error}; free the port or give another --port"
             ) from None
         self.port = self.listener.sockets[0].getsockname()[1]
         self._header = b"X-Trimtab-Peer: %b\r\n" % self.address.encode()

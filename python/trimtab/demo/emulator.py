@@ -61,6 +61,7 @@ class Emulator:
         self.bodies = [b"x" * c.response_bytes for c in scenario.classes]
         self._port_base = port_base
         self._seed = seed
+        self._duration = scenario.duration_seconds
         self._by_name = {c.name.encode(): j for j, c in enumerate(scenario.classes)}
         self._by_path = {c.path.encode(): j for j, c in enumerate(scenario.classes)}
         self._servers = [EmulatedServer(self, i) for i in range(len(scenario.servers))]
@@ -103,7 +104,7 @@ class Emulator:
             except OSError as error:
                 raise TrimtabError(
                     f"the emulator's control port cannot listen on {self.host}:"
-                    f"{self._port_base}: {error.strerror or error}; give another --port-base"
+                    f"{self._port_base}: {error.strerror or error}; give another --port"
                 ) from None
         except BaseException:
             await self.__aexit__()
@@ -127,15 +128,26 @@ class Emulator:
     def start(
         self, at: float, seed: int | None = None, duration_seconds: float | None = None
     ) -> None:
-        """Begin a run: its second 0 is `at` on time.monotonic(), which may be in the future."""
-        self._seed = self._seed if seed is None else seed
+        """Begin a run: its second 0 is `at` on time.monotonic(), which may be in the future.
+
+        Seed and duration are those of the last reset or start unless given.
+        """
+        self._take(seed, duration_seconds)
         self.started_at = at
-        self._changes = deque(changes(self.scenario, self._seed, duration_seconds))
+        self._changes = deque(changes(self.scenario, self._seed, self._duration))
         self._armed = math.inf
         self._tick()
 
-    def reset(self) -> None:
-        """Forget the run: queues emptied (their clients cut), servers healthy, counters zero."""
+    def _take(self, seed: int | None, duration_seconds: float | None) -> None:
+        self._seed = self._seed if seed is None else seed
+        self._duration = self._duration if duration_seconds is None else duration_seconds
+
+    def reset(self, seed: int | None = None, duration_seconds: float | None = None) -> None:
+        """Forget the run: queues emptied (their clients cut), servers healthy, counters zero.
+
+        The next run begins with the first request, or at `start`.
+        """
+        self._take(seed, duration_seconds)
         self.started_at = None
         self._changes.clear()
         for server in self._servers:
@@ -225,7 +237,7 @@ class Emulator:
         }
 
     def _command(self, connection: Connection, request: Request) -> None:
-        """GET status; POST start {"seed", "duration_seconds", "at"}; POST reset."""
+        """GET status; POST start or reset with {"seed", "duration_seconds"}, start with "at"."""
         command = request.path.removeprefix(CONTROL).decode("latin-1")
         if command not in ("status", "start", "reset") or not request.path.startswith(CONTROL):
             connection.respond(404, b"There are status, start and reset\n")
@@ -233,26 +245,28 @@ class Emulator:
         if (request.method == b"POST") != (command != "status"):
             connection.respond(405, b"GET status, POST start, POST reset\n")
             return
-        if command == "reset":
-            self.reset()
-        elif command == "start":
+        if command != "status":
             try:
-                options = _start_options(request.body)
+                options = _options(request.body, command)
             except ValueError as error:
                 connection.respond(400, f"{error}\n".encode())
                 return
-            self.start(**options)
+            if command == "reset":
+                self.reset(**options)
+            else:
+                self.start(options.pop("at", time.monotonic()), **options)
         connection.respond(
             200, json.dumps(self.status()).encode(), b"Content-Type: application/json\r\n"
         )
 
 
-def _start_options(body: bytes) -> dict[str, Any]:
-    """The checked arguments of `Emulator.start` in a JSON body. Raises ValueError."""
+def _options(body: bytes, command: str) -> dict[str, Any]:
+    """The checked arguments of `start` or `reset` in a JSON body. Raises ValueError."""
     data = json.loads(body or b"{}")
-    if not isinstance(data, dict) or not set(data) <= {"at", "seed", "duration_seconds"}:
-        raise ValueError('a JSON object with "at", "seed" and "duration_seconds", all optional')
-    options: dict[str, Any] = {"at": time.monotonic()}
+    allowed = {"seed", "duration_seconds"} | ({"at"} if command == "start" else set())
+    if not isinstance(data, dict) or not set(data) <= allowed:
+        raise ValueError(f"a JSON object with {', '.join(sorted(allowed))}, all optional")
+    options: dict[str, Any] = {}
     for name, value in data.items():
         whole = name == "seed"
         if isinstance(value, bool) or not isinstance(value, int if whole else int | float):

@@ -249,7 +249,7 @@ def test_a_taken_port_is_one_sentence() -> None:
 
     async def act(emulator: Emulator, _: aiohttp.ClientSession) -> None:
         taken = int(emulator.control_address.split(":")[1])
-        with pytest.raises(TrimtabError, match=r"server 1 cannot listen.*--port-base"):
+        with pytest.raises(TrimtabError, match=r"server 1 cannot listen.*--port"):
             async with Emulator(parse(SCENARIO), port_base=taken - 1):
                 pass
 
