@@ -1,7 +1,7 @@
 """Small HTTP peers with slots and a speed, in one thread, for tests of balancers.
 
 A request's `X-Work` is its service time in seconds at speed 1 (0 without it). `X-Fault` asks for a
-misdeed of every peer, `X-Fault-At: PORT` of one only; `Peer.fault` sets one for all its requests:
+misdeed (with `X-Fault-Path` only on that path); `Peer.fault` sets one for all requests of a peer:
 
     500, 404, 200 …   answer with this status
     close             close the connection instead of an answer
@@ -29,9 +29,8 @@ class Peer:
     speed: float = 1.0
     fault: str = ""
     port: int = 0
-    served: int = 0
+    seen: int = 0
     in_flight: int = 0
-    classes: dict[str, int] = field(default_factory=dict)
     _free: asyncio.Semaphore | None = None
     _connections: set[asyncio.StreamWriter] = field(default_factory=set)
 
@@ -63,23 +62,22 @@ class Peer:
         line, *lines = head.decode().split("\r\n")
         headers = {k.lower(): v.strip() for k, _, v in (x.partition(":") for x in lines) if k}
         await reader.readexactly(int(headers.get("content-length", 0)))
-        path = line.split()[1]
-        self.classes[path] = self.classes.get(path, 0) + 1
+        self.seen += 1
         fault = self.fault
-        if headers.get("x-fault-at", str(self.port)) == str(self.port):
-            fault = headers.get("x-fault", fault)
+        path = line.split()[1]
+        if headers.get("x-fault-path", path) == path:
+            fault = headers.get("x-fault", "") or fault
         self.in_flight += 1
         try:
             assert self._free is not None
             async with self._free:
                 if work := float(headers.get("x-work", 0)):
                     await asyncio.sleep(work / self.speed)
-                return await self._answer(writer, fault)
+                return await self._answer(writer, fault, line.startswith("HEAD "))
         finally:
             self.in_flight -= 1
-            self.served += 1
 
-    async def _answer(self, writer: asyncio.StreamWriter, fault: str) -> bool:
+    async def _answer(self, writer: asyncio.StreamWriter, fault: str, is_head: bool) -> bool:
         if fault == "close":
             return False
         if fault == "hang":
@@ -94,7 +92,7 @@ class Peer:
         writer.write(
             f"HTTP/1.1 {status} Any\r\nContent-Length: {length}\r\n"
             f"X-Trimtab-Peer: {self.address}\r\n{extra}\r\n".encode()
-            + body
+            + (b"" if is_head or status in (204, 304) else body)
         )
         await writer.drain()
         return fault != "half"

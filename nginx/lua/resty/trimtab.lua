@@ -134,6 +134,42 @@ local function begin_pass(record, upstream, now)
 end
 
 
+-- Whether the peer ended its answer before its announced length, which nginx
+-- logs but does not say in the status, as that was already sent.
+local function is_cut(request, status)
+    if status ~= 200 and status ~= 206 then
+        return false
+    end
+    local announced = last_number(request, "upstream_http_content_length")
+    if not announced then
+        return false
+    end
+    local taken = last_number(request, "upstream_response_length")
+    return taken ~= nil and taken < announced and get_method() ~= "HEAD"
+end
+
+
+-- The outcome of a try that ended with this status (less than 100: none).
+local function outcome_of(request, status, is_final)
+    if status >= 500 then
+        return FAILURE
+    end
+    if status < 100 then
+        return NEITHER
+    end
+    if is_final then
+        if not has_text(request, "request_completion") then
+            -- The client went away.
+            return NEITHER
+        end
+        if is_cut(request, status) then
+            return FAILURE
+        end
+    end
+    return SUCCESS
+end
+
+
 -- The pass ends with the try that we placed.
 local function end_placed(record, request, now, is_final)
     local status = last_number(request, "upstream_status")
@@ -141,16 +177,7 @@ local function end_placed(record, request, now, is_final)
         -- Not the request that made this record.
         return release(record)
     end
-    local outcome
-    if status >= 500 then
-        outcome = FAILURE
-    elseif status < 100 or is_final
-           and not has_text(request, "request_completion")
-    then
-        outcome = NEITHER
-    else
-        outcome = SUCCESS
-    end
+    local outcome = outcome_of(request, status, is_final)
     if status < 100 then
         status = ngx.status
     end

@@ -1,0 +1,141 @@
+-- Plays golden sequences on the Lua rule, and times its scan. Answers JSON to
+-- the JSON in the request's body; tests/rule_sequences.py says what it means.
+local cjson = require("cjson")
+local ffi = require("ffi")
+local libc = require("resty.trimtab.libc")
+local rule = require("resty.trimtab.rule")
+
+local ipairs = ipairs
+
+
+local function doubles(values)
+    local array = ffi.new("double[?]", #values)
+    for v, value in ipairs(values) do
+        array[v - 1] = value
+    end
+    return array
+end
+
+
+local function zeros(count)
+    return ffi.new("double[?]", count)
+end
+
+
+local function replay(case, tau)
+    local count = #case.slots
+    local slots, prior = doubles(case.slots), doubles(case.prior)
+    local n, work, err = zeros(count), zeros(count), zeros(count)
+    local done, busy, last = zeros(count), zeros(count), zeros(count)
+    local rate, scores = zeros(count), zeros(count)
+    for i = 0, count - 1 do
+        rate[i] = 1
+    end
+    local mean = case.mean_service
+    local tries, answers = {}, {}
+
+    local function carry(i, now)
+        rule.advance(i, now, n[i], slots, done, busy, last, tau)
+        rate[i] = rule.rate(done[i], busy[i], prior[i], mean)
+    end
+
+    local play = {}
+
+    function play.dispatch(now, class, uniform, skipped)
+        local j = case.classes[class + 1]
+        local peers = #j.server
+        local skip = zeros(peers)
+        for _, p in ipairs(skipped) do
+            skip[p] = 1
+        end
+        local p = rule.pick(peers, doubles(j.server), doubles(j.weight),
+                            doubles(j.affinity), skip, j.service, n, work,
+                            rate, err, slots, uniform, scores)
+        if p < 0 then
+            tries[#tries + 1] = {}
+            return { -1, 0 }
+        end
+        local score = scores[p]
+        local i, own = j.server[p + 1], j.service * j.affinity[p + 1]
+        carry(i, now)
+        n[i] = n[i] + 1
+        work[i] = work[i] + own
+        tries[#tries + 1] = { i, own }
+        return { p, score }
+    end
+
+    function play.finish(now, which, failed)
+        local i, own = tries[which + 1][1], tries[which + 1][2]
+        rule.advance(i, now, n[i], slots, done, busy, last, tau)
+        if not failed then
+            done[i] = done[i] + own
+        end
+        err[i] = rule.error_ratio(err[i], failed)
+        rate[i] = rule.rate(done[i], busy[i], prior[i], mean)
+        n[i] = n[i] - 1
+        work[i] = n[i] > 0 and work[i] - own or 0
+        return { rate[i], err[i] }
+    end
+
+    function play.idle(now)
+        local rates = {}
+        for i = 0, count - 1 do
+            carry(i, now)
+            rates[i + 1] = rate[i]
+        end
+        return rates
+    end
+
+    function play.urgency(now, arrival, class)
+        local j = case.classes[class + 1]
+        return { rule.urgency(now, arrival, j.deadline, j.service, mean) }
+    end
+
+    for o, operation in ipairs(case.operations) do
+        answers[o] = play[operation[1]](unpack(operation, 2))
+    end
+    return answers
+end
+
+
+-- Microseconds of a pick among `peers`, over `rounds`.
+local function cost(peers, rounds)
+    local n, work, err = zeros(peers), zeros(peers), zeros(peers)
+    local rate, ones, skip = zeros(peers), zeros(peers), zeros(peers)
+    local slots, scores, server = zeros(peers), zeros(peers), zeros(peers)
+    for p = 0, peers - 1 do
+        server[p], ones[p], slots[p] = p, 1, 2
+        rate[p] = 0.5 + p / peers
+        n[p] = p % 5
+        work[p] = n[p] * 0.01
+    end
+    local sum = 0
+    local function run(count)
+        local start = libc.monotonic()
+        for r = 1, count do
+            local p = rule.pick(peers, server, ones, ones, skip, 0.01, n,
+                                work, rate, err, slots, r / count, scores)
+            n[p] = n[p] + 1
+            sum = sum + p
+            n[(p + r) % peers] = 0
+        end
+        return (libc.monotonic() - start) / count * 1e6
+    end
+    run(rounds)
+    return { microseconds = run(rounds), sum = sum }
+end
+
+
+ngx.req.read_body()
+local request = cjson.decode(ngx.req.get_body_data())
+if request.cost then
+    ngx.print(cjson.encode(cost(request.cost, request.rounds)))
+else
+    -- As many digits as cjson can.
+    cjson.encode_number_precision(14)
+    local answers = {}
+    for c, case in ipairs(request.cases) do
+        answers[c] = replay(case, request.tau)
+    end
+    ngx.print(cjson.encode(answers))
+end
