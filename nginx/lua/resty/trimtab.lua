@@ -457,12 +457,14 @@ end
 
 
 function _M.status()
-    return require("resty.trimtab.status").status(_M.snapshot)
+    return require("resty.trimtab.status").status(_M.snapshot,
+                                                   _M.version)
 end
 
 
 function _M.status_vts()
-    return require("resty.trimtab.status").status_vts(_M.snapshot)
+    return require("resty.trimtab.status").status_vts(_M.snapshot,
+                                                       _M.version)
 end
 
 

@@ -5,7 +5,8 @@
 --     name, index (in the mapping), priority, count, addresses (from 1),
 --     position (address -> p), can_pick (all addresses are literal)
 --     server[p], pair[p]      indexes in the mapping, from 0
---     static_weight[p]        configured, mean 1 in the upstream
+--     configured_weight[p]    as in the settings
+--     static_weight[p]        the same, mean 1 in the upstream
 --     weight[p], affinity[p], skip[p], deadline (0: unknown)   in force
 --     service                 v_j in force, seconds
 --     learned_service         v_j as the policy server gave it, or nil
@@ -45,6 +46,7 @@ local function new_upstream(map, settings)
         position = {},
         server = new("int[?]", count),
         pair = new("int[?]", count),
+        configured_weight = new("double[?]", count),
         static_weight = new("double[?]", count),
         weight = new("double[?]", count),
         affinity = new("double[?]", count),
@@ -61,6 +63,7 @@ local function new_upstream(map, settings)
         upstream.position[address] = p - 1
         upstream.server[p - 1] = server
         upstream.pair[p - 1] = mapping.pair_index(map, upstream.index, server)
+        upstream.configured_weight[p - 1] = peer.weight
         upstream.static_weight[p - 1] = peer.weight * count / sum
         upstream.can_pick = upstream.can_pick and peer.is_literal
     end

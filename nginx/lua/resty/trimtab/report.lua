@@ -139,6 +139,7 @@ local function upstream_table(registry, upstream, rows, now)
         t.address = upstream.addresses[p + 1]
         t.weight = upstream.weight[p]
         t.affinity = upstream.affinity[p]
+        t.configured_weight = upstream.configured_weight[p]
         t.static_weight = upstream.static_weight[p]
         t.effective_weight = upstream.weight[p] * registry.map.rate[i]
                              / upstream.affinity[p]
@@ -214,7 +215,8 @@ end
 --       response_time_seconds, response_time_squared, tardiness, tardy,
 --       unqueued, unqueued_seconds, unqueued_squared,
 --       response_time_buckets[36], in_flight_seconds,     -- as PeerStats
---       static_weight = 1,            -- configured, mean 1 in the upstream
+--       configured_weight = 1,
+--       static_weight = 1,            -- the same, mean 1 in the upstream
 --       weight = 1, affinity = 1,     -- W_ij, a_ij in use
 --       effective_weight = 1.9,       -- weight * rate / affinity: the share
 --                                     -- that it attracts at equal load
