@@ -4,11 +4,14 @@ import argparse
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from trimtab.errors import ConfigError
 
-__all__ = ["add_arguments", "run"]
+if TYPE_CHECKING:
+    from trimtab.demo.social import NodeSettings
+
+__all__ = ["add_arguments", "run", "settings"]
 
 DEFAULT_PORT: Final = 19001
 DEFAULT_NODES: Final = 3
@@ -85,14 +88,15 @@ def run(arguments: argparse.Namespace) -> int:
 
     from trimtab.demo import build, social, supervisor
 
-    settings = _settings(arguments)
+    nodes = settings(arguments)
     if arguments.fresh:
-        first = settings[0]
+        first = nodes[0]
         build.ensure(first.database, seed=first.seed, users=first.users, fresh=True).release()
-    return social.run(settings[0]) if arguments.node else supervisor.run(settings)
+    return social.run(nodes[0]) if arguments.node else supervisor.run(nodes)
 
 
-def _settings(arguments: argparse.Namespace) -> list[Any]:
+def settings(arguments: argparse.Namespace) -> "list[NodeSettings]":
+    """The nodes that the arguments ask for. Raises ConfigError when they contradict each other."""
     from trimtab.demo.social import NodeSettings, loopback
 
     if arguments.node:
