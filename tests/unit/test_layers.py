@@ -23,7 +23,8 @@ ROWS = (
     ("estimate", "learn", "listen", "messages"),
     ("guard",),
     # 2: what decides, reads, acts, and the worlds to act in
-    ("policy", "sources", "store"),
+    ("journal", "policy", "sources", "store"),
+    ("overview",),
     ("actuators", "demo", "load", "twin"),
     # 3: the one who calls them
     ("controller",),

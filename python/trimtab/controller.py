@@ -1,0 +1,450 @@
+"""The controller: one step of the loop from statistics to weights in force.
+
+    Source.read → Snapshot → Window → estimates, features → Policy → Guard → Actuator.apply
+
+It owns the order of things and the phases: *observing* until `observe_seconds` of traffic were
+seen, when the deadlines are fixed and the states fitted; then *learning* (or *fixed*, when
+learning is disabled): every `decision_seconds` of windows the last profile gets its reward and the
+next is chosen. Each step the estimates move on and the guard admits what they make of the profile.
+How to estimate, decide or bound lives elsewhere; nothing here sleeps or does I/O of its own.
+"""
+
+import logging
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from trimtab import overview
+from trimtab.config import Config, Upstream
+from trimtab.errors import SourceError, TrimtabError
+from trimtab.estimate import Estimates, Estimator, deadline_seconds
+from trimtab.guard import Guard
+from trimtab.journal import Entry, Journal
+from trimtab.learn.actions import NEUTRAL, PROFILES
+from trimtab.learn.features import Features, features
+from trimtab.learn.reward import art_per_request, reward
+from trimtab.model import Snapshot, Weights, Window
+from trimtab.overview import View
+from trimtab.policy import Decision, Learned, Neutral
+from trimtab.store import Store
+from trimtab.window import Meter, accumulate, class_total, merge
+
+__all__ = ["Actuator", "Controller", "Policy", "Source", "build"]
+
+_log: Final = logging.getLogger(__name__)
+
+_NEUTRAL: Final = PROFILES[NEUTRAL].name
+
+# The summary of classes in `status` covers about this long.
+RECENT_SECONDS: Final = 10.0
+
+# Requests of a class before its mean and standard deviation make a deadline.
+DEADLINE_REQUESTS: Final = 30
+
+
+class Source(Protocol):
+    """Where statistics come from."""
+
+    def read(self) -> tuple[Snapshot, ...]:
+        """The newest snapshot of each balancer. Raises SourceError. Safe to call in a thread."""
+        ...
+
+
+class Actuator(Protocol):
+    """What puts weights in force."""
+
+    def apply(self, weights: Weights) -> None:
+        """Put `weights` in force, or raise TrimtabError and keep what is. Called in a thread."""
+        ...
+
+
+class Policy(Protocol):
+    """What proposes weights; see `policy.Learned`, which says more of each."""
+
+    @property
+    def fitted(self) -> bool:
+        """Whether the states are known, or none are needed."""
+        ...
+
+    def observe(self, features: Features, seconds: float) -> str:
+        """Take one interval in; gives what is worth a line in the journal, or ""."""
+        ...
+
+    def fit(self) -> str:
+        """Fit the states to what was observed; gives what came out."""
+        ...
+
+    def decide(self) -> Decision:
+        """The profile for the next decision window."""
+        ...
+
+    def learn(self, profile: str, reward: float) -> None:
+        """Take the reward of the window since the last `decide` in."""
+        ...
+
+    def propose(
+        self, estimates: Estimates, deadlines: Mapping[str, float], profile: str
+    ) -> Weights:
+        """Weights to be admitted."""
+        ...
+
+    def status(self) -> dict[str, Any]:
+        """For JSON."""
+        ...
+
+    def to_state(self) -> dict[str, Any]:
+        """For the store."""
+        ...
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """From the store. Raises KeyError, TypeError or ValueError and has changed nothing."""
+        ...
+
+
+class Controller:
+    """See the module. Puts the first weights in force when it is made.
+
+    `step` and `save` are called by one thread at a time; the rest is safe from any thread.
+    Raises TrimtabError when the first weights cannot be put in force.
+
+    Args:
+        config: the configuration.
+        source, policy, guard, actuator, store: the parts.
+        clock: seconds, of a clock that does not go back: the age of the statistics.
+        wall: seconds since 1970, for the journal.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        source: Source,
+        policy: Policy,
+        guard: Guard,
+        actuator: Actuator,
+        store: Store,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._config = config
+        self._source = source
+        self._policy = policy
+        self._guard = guard
+        self._actuator = actuator
+        self._store = store
+        self._clock = clock
+        self._wall = wall
+        self._names = [u.name for u in config.upstreams]
+        addresses = {u.name: [p.address for p in u.peers] for u in config.upstreams}
+        slots = {p.address: p.slots for u in config.upstreams for p in u.peers}
+        self._addresses = list(slots)
+        self._estimator = Estimator(addresses, slots)
+        self._estimates = Estimates()
+        # What the operator gave stands; the others follow the observation.
+        self._deadlines = {
+            u.name: u.deadline_seconds for u in config.upstreams if u.deadline_seconds is not None
+        }
+        self._observed_seconds = 0.0
+        self._observed: Window | None = None  # while a class lacks its deadline
+        self._deciding: Window | None = None  # the decision window so far
+        self._recent: deque[Window] = deque()
+        self._meters: dict[str, Meter] = {}
+        self._decision = Decision(profile=_NEUTRAL, state=None, exploring=False, reason="start")
+        self._profile = _NEUTRAL
+        self._reward: float | None = None
+        self._art_per_1000: float | None = None
+        self._in_force: Weights | None = None
+        self._journal = Journal()
+        # Of this step, for the journal: what happened, and whether it was a decision.
+        self._events: list[tuple[str, bool]] = []
+        self._troubles: dict[str, str] = {}  # what is wrong now, by part
+        # Pins and drains come from other threads.
+        self._operator = threading.Lock()
+        self._measured_at: float | None = None
+        restored = self._restore()
+        self._act(
+            "start, with what was learned before" if restored else "start, configured weights"
+        )
+        self._view = self._look()
+
+    @property
+    def weights(self) -> Weights | None:
+        """What is in force."""
+        return self._in_force
+
+    @property
+    def phase(self) -> str:
+        """One of observing, learning and fixed."""
+        if not self._observation_done or not self._policy.fitted:
+            return "observing"
+        return "learning" if self._config.learning.enabled else "fixed"
+
+    @property
+    def _observation_done(self) -> bool:
+        return self._observed_seconds >= self._config.learning.observe_seconds
+
+    def step(self) -> None:
+        """Read, estimate, observe, perhaps decide, act. Raises TrimtabError when the weights could
+        not be put in force or no generation could be had; what is in force stays."""
+        window = self._read()
+        reason = "estimates"
+        try:
+            if window is not None:
+                self._remember(window)
+                if window.requests:
+                    self._estimator.update(window)
+                    self._estimates = self._estimator.estimates()
+                    self._observe(window)
+                    reason = self._decide(window) or reason
+            self._act(reason)
+        finally:
+            self._view = self._look()
+
+    def _read(self) -> Window | None:
+        """The merged window since the last step; None when no balancer had anything new."""
+        try:
+            snapshots = self._source.read()
+        except SourceError as error:
+            self._trouble("source", f"no statistics: {error}; going on with what is known")
+            return None
+        self._trouble("source", "")
+        names = {s.instance for s in snapshots}
+        self._meters = {n: m for n, m in self._meters.items() if n in names}
+        taken = [self._meters.setdefault(s.instance, Meter()).take(s) for s in snapshots]
+        windows = [w for w in taken if w is not None]
+        if not windows:
+            return None
+        # Balancers that have nothing new in this very step share the servers all the same.
+        return replace(merge(windows), instances=len(snapshots))
+
+    def _trouble(self, part: str, what: str) -> None:
+        """Log and journal a change of state of a part: in trouble with `what`, or well ("")."""
+        before = self._troubles.get(part, "")
+        self._troubles[part] = what
+        if what and what != before:
+            _log.warning("%s", what)
+            self._events.append((what, False))
+        elif before and not what:
+            _log.info("over: %s", before)
+            self._events.append((f"over: {before}", False))
+
+    def _remember(self, window: Window) -> None:
+        self._measured_at = self._clock()
+        self._recent.append(window)
+        while sum(w.seconds for w in self._recent) - self._recent[0].seconds >= RECENT_SECONDS:
+            self._recent.popleft()
+
+    def _observe(self, window: Window) -> None:
+        """Features to the policy; deadlines and states at the end of the observation."""
+        self._observed_seconds += window.seconds
+        told = self._policy.observe(features(window, self._names, self._addresses), window.seconds)
+        if told:
+            self._events.append((told, False))
+        missing = [u for u in self._config.upstreams if u.name not in self._deadlines]
+        if missing:
+            self._observed = accumulate([self._observed, window] if self._observed else [window])
+        if not self._observation_done:
+            return
+        if not self._policy.fitted:
+            self._events.append((self._policy.fit(), False))
+        for upstream in missing:
+            self._set_deadline(upstream)
+        if all(u.name in self._deadlines for u in missing):
+            self._observed = None
+
+    def _set_deadline(self, upstream: Upstream) -> None:
+        """From the observation, once the class was seen enough."""
+        if self._observed is None:
+            return
+        total = class_total(self._observed, upstream.name)
+        deadline = deadline_seconds(total, upstream.priority)
+        if deadline is not None and total.requests >= DEADLINE_REQUESTS:
+            self._deadlines[upstream.name] = deadline
+            told = f"deadline of {upstream.name}: {deadline:.4g} s, as observed"
+            self._events.append((told, False))
+
+    def _decide(self, window: Window) -> str:
+        """At the end of a decision window: reward, learning, the next profile. Gives the reason
+        of that profile, or "" within a window."""
+        if self.phase != "learning":
+            return ""
+        self._deciding = accumulate([self._deciding, window] if self._deciding else [window])
+        if self._deciding.seconds < self._config.learning.decision_seconds:
+            return ""
+        done, self._deciding = self._deciding, None
+        gained = reward(done, self._deadlines)
+        art = art_per_request(done, self._deadlines)
+        if gained is None or art is None:
+            return ""  # too little traffic to say anything: go on with the profile
+        self._policy.learn(self._profile, gained)
+        suspended = self._guard.judge(self._profile, _NEUTRAL, gained)
+        self._decision = self._policy.decide()
+        self._profile, instead = self._guard.permit(
+            self._decision.profile, _NEUTRAL, self._decision.exploring
+        )
+        self._reward, self._art_per_1000 = gained, 1000 * art
+        reason = f"{self._profile}: {suspended or instead or self._decision.reason}"
+        self._events.append((reason, True))
+        return reason
+
+    def _act(self, reason: str) -> None:
+        """Propose, admit, apply; then the journal, with the generation that resulted."""
+        changed = False
+        try:
+            proposed = self._policy.propose(self._estimates, self._deadlines, self._profile)
+            with self._operator:
+                verdict = self._guard.admit(proposed, self._in_force, reason)
+            refused = verdict.refused
+            self._trouble("proposal", f"a proposal was refused: {refused}" if refused else "")
+            if verdict.changed:
+                self._actuator.apply(verdict.weights)
+                self._in_force = verdict.weights
+                changed = True
+            self._trouble("weights", "")
+        except TrimtabError as error:
+            held = self._in_force.generation if self._in_force else 0
+            self._trouble("weights", f"{error}; keeping generation {held}")
+            raise
+        finally:
+            self._write_journal(reason, changed)
+
+    def _write_journal(self, reason: str, changed: bool) -> None:
+        events, self._events = self._events, []
+        # A decision tells of the change that it caused.
+        if changed and (reason, True) not in events:
+            self._journal.add(self._entry(reason, changes=1))
+        for event, decision in events:
+            numbers = (self._reward, self._art_per_1000) if decision else (None, None)
+            self._journal.add(self._entry(event, 0, *numbers))
+
+    def _entry(
+        self,
+        reason: str,
+        changes: int = 0,
+        reward: float | None = None,
+        art_per_1000: float | None = None,
+    ) -> Entry:
+        return Entry(
+            time=self._wall(),
+            generation=self._in_force.generation if self._in_force else 0,
+            state=self._decision.state,
+            action=self._profile,
+            reason=reason,
+            reward=reward,
+            art_per_1000=art_per_1000,
+            changes=changes,
+        )
+
+    # The operator
+
+    def pin(self, upstream: str, address: str, weight: float | None) -> None:
+        """Fix W of a pair (within [1/3, 3]) from the next step on; None lifts it. Raises
+        ConfigError for a pair that is not configured or a weight out of bounds."""
+        with self._operator:
+            self._guard.pin(upstream, address, weight)
+
+    def drain(self, address: str, on: bool = True) -> None:
+        """No new requests to a server, or (`on` False) requests again, from the next step on.
+        Raises ConfigError for a server that is not configured."""
+        with self._operator:
+            self._guard.drain(address, on)
+
+    # State
+
+    def save(self) -> None:
+        """Write what was learned. Raises StateError."""
+        with self._operator:
+            guard = self._guard.to_state()
+        self._store.save(
+            {
+                "observed_seconds": self._observed_seconds,
+                "deadlines": self._deadlines,
+                "profile": self._profile,
+                "estimator": self._estimator.to_state(),
+                "policy": self._policy.to_state(),
+                "guard": guard,
+            }
+        )
+
+    def _restore(self) -> bool:
+        """Take the saved state in, if there is one; whether there was. What is of another shape
+        (another version's) is kept aside, and the parts that did not understand it start fresh."""
+        state = self._store.load()
+        if state is None:
+            return False
+        try:
+            observed = float(state["observed_seconds"])
+            deadlines = {str(n): float(d) for n, d in state["deadlines"].items()}
+            if not all(math.isfinite(v) and v > 0 for v in (observed + 1, *deadlines.values())):
+                raise ValueError("a time of the saved state is not finite and positive")
+            self._guard.restore(state["guard"])
+            self._estimator.restore(state["estimator"])
+            self._policy.restore(state["policy"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            self._store.set_aside(
+                "state.json", f"the saved state has another shape: {type(error).__name__}: {error}"
+            )
+            return False
+        self._observed_seconds = observed
+        self._deadlines = {n: d for n, d in deadlines.items() if n in self._names} | {
+            u.name: u.deadline_seconds
+            for u in self._config.upstreams
+            if u.deadline_seconds is not None
+        }
+        self._profile = str(state.get("profile", _NEUTRAL))
+        self._estimates = self._estimator.estimates()
+        return True
+
+    # Status
+
+    def _look(self) -> View:
+        with self._operator:
+            guard = self._guard.status()
+        return View(
+            phase=self.phase,
+            observed_seconds=self._observed_seconds,
+            weights=self._in_force,
+            estimates=self._estimates,
+            deadlines=dict(self._deadlines),
+            decision=self._decision,
+            profile=self._profile,
+            reward=self._reward,
+            art_per_1000=self._art_per_1000,
+            recent=tuple(self._recent),
+            measured_at=self._measured_at,
+            policy=self._policy.status(),
+            guard=guard,
+            journal=self._journal.entries(),
+        )
+
+    def status(self) -> dict[str, Any]:
+        """What is known and done after the last step, JSON-able: see `overview.status`."""
+        return overview.status(self._view, self._config, self._clock())
+
+
+def build(
+    config: Config,
+    source: Source,
+    actuator: Actuator,
+    store_path: str | Path,
+    clock: Callable[[], float] = time.monotonic,
+) -> Controller:
+    """The controller of a policy server, with its state in the directory `store_path`.
+
+    Its first weights are in force when this returns. Raises StateError when the directory cannot
+    be used, ConfigError and the like when the first weights cannot be put in force.
+    """
+    store = Store(store_path)
+    return Controller(
+        config,
+        source,
+        Learned(config) if config.learning.enabled else Neutral(config),
+        Guard(config, store.epoch, store.next_generation),
+        actuator,
+        store,
+        clock,
+    )

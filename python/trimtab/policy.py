@@ -1,0 +1,284 @@
+"""Policies: from the features of the balancer to a proposal of weights.
+
+STATE   the cluster that was seen most in the decision window (`learn.clusters`)
+ACTION  a profile, held for a decision window (`learn.actions`)
+REWARD  of that window (`learn.reward`)
+
+A policy proposes; whether it comes into force is the guard's. No I/O and no clock here: time is
+what the windows say.
+"""
+
+import logging
+from collections import Counter, deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from trimtab.config import Config
+from trimtab.estimate import Estimates
+from trimtab.learn.actions import NEUTRAL, PROFILES, profile_weights
+from trimtab.learn.clusters import MOST_SAMPLES, Clusters, State, fit
+from trimtab.learn.features import Features
+from trimtab.learn.qlearning import QTable
+from trimtab.model import PeerWeight, UpstreamWeights, Weights
+
+__all__ = ["Decision", "Learned", "Neutral", "proposal"]
+
+_log: Final = logging.getLogger(__name__)
+
+_BY_NAME: Final = {p.name: p for p in PROFILES}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """The profile for the next decision window, by name, in which state (None: not known yet),
+    whether to learn about it, and why."""
+
+    profile: str
+    state: int | None
+    exploring: bool
+    reason: str
+
+
+def proposal(
+    config: Config, estimates: Estimates, deadlines: Mapping[str, float], profile: str
+) -> Weights:
+    """Weights for every configured upstream and peer: W from the profile (by name; an unknown one
+    is neutral), the rest from the estimates. Slots only where they are sure."""
+    chosen = _BY_NAME.get(profile, PROFILES[NEUTRAL])
+    upstreams: dict[str, UpstreamWeights] = {}
+    for upstream in config.upstreams:
+        affinity = estimates.affinity.get(upstream.name, {})
+        addresses = [p.address for p in upstream.peers]
+        weights = profile_weights(chosen, addresses, estimates.rates, affinity)
+        peers: dict[str, PeerWeight] = {}
+        for address in addresses:
+            slots = estimates.slots.get(address)
+            peers[address] = PeerWeight(
+                weight=weights[address],
+                affinity=affinity.get(address, 1.0),
+                rate=estimates.rates.get(address, 1.0),
+                slots=float(slots.value) if slots and slots.sure else None,
+            )
+        upstreams[upstream.name] = UpstreamWeights(
+            peers=peers,
+            deadline_seconds=deadlines.get(upstream.name),
+            service_time_seconds=estimates.service_time_seconds.get(upstream.name),
+        )
+    return Weights(upstreams=upstreams)
+
+
+class Neutral:
+    """Estimates only: W = 1 always. What runs when learning is disabled."""
+
+    fitted = True
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+
+    def observe(self, features: Features, seconds: float) -> str:
+        """Nothing to remember."""
+        del features, seconds
+        return ""
+
+    def fit(self) -> str:
+        """Nothing to fit."""
+        return ""
+
+    def decide(self) -> Decision:
+        """Neutral."""
+        return Decision(
+            profile=PROFILES[NEUTRAL].name, state=None, exploring=False, reason="not learning"
+        )
+
+    def learn(self, profile: str, reward: float) -> None:
+        """Nothing to learn."""
+
+    def propose(
+        self, estimates: Estimates, deadlines: Mapping[str, float], profile: str
+    ) -> Weights:
+        """W = 1, whatever the profile."""
+        del profile
+        return proposal(self._config, estimates, deadlines, PROFILES[NEUTRAL].name)
+
+    def status(self) -> dict[str, Any]:
+        """Empty."""
+        return {}
+
+    def to_state(self) -> dict[str, Any]:
+        """Empty."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """What another policy saved stays unused."""
+
+
+class Learned:
+    """Gaussian-mixture states and tabular Q-learning over the profiles.
+
+    Keeps the last 2000 observations for fitting. When more observations than
+    `outlier_threshold` were outside of every state, it observes for `observe_seconds` more and
+    fits again; states that are found again keep their identity and what was learned in them.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        learning = config.learning
+        self._table = QTable(
+            [p.name for p in PROFILES],
+            exploration_ratio=learning.exploration_ratio,
+            seed=learning.seed,
+        )
+        self._samples: deque[Features] = deque(maxlen=MOST_SAMPLES)
+        self._clusters: Clusters | None = None
+        self._now: State | None = None
+        self._seen: Counter[int] = Counter()  # in the present decision window
+        self._occupancy: Counter[int] = Counter()  # since the last fit
+        self._outside = 0
+        self._reobserve: float | None = None  # seconds left of a renewed observation
+        self._decided_in: int | None = None
+
+    @property
+    def fitted(self) -> bool:
+        """Whether there are states."""
+        return self._clusters is not None
+
+    def observe(self, features: Features, seconds: float) -> str:
+        """Take the features of an interval of that length in; gives what happened, if anything
+        worth telling. May fit, which takes about a second."""
+        self._samples.append(features)
+        if self._clusters is None:
+            return ""
+        self._now = self._clusters.classify(features)
+        self._seen[self._now.index] += 1
+        self._occupancy[self._now.index] += 1
+        self._outside += self._now.outside
+        if self._reobserve is not None:
+            self._reobserve -= seconds
+            return self.fit() if self._reobserve <= 0 else ""
+        threshold = self._config.learning.outlier_threshold
+        if self._outside > threshold:
+            self._reobserve = self._config.learning.observe_seconds
+            return (
+                f"{self._outside} observations outside of every state, more than {threshold}: "
+                f"observing for {self._reobserve:g} s, then fitting the states again"
+            )
+        return ""
+
+    def fit(self) -> str:
+        """Fit the states to the observations kept; gives what came out. Without any: nothing."""
+        self._reobserve = None
+        self._outside = 0
+        if not self._samples:
+            return ""
+        learning = self._config.learning
+        before = self._clusters
+        samples = list(self._samples)
+        self._clusters = fit(samples, learning.clusters, seed=learning.seed, previous=before)
+        now = set(self._clusters.identities)
+        gone = sorted(set(before.identities) - now) if before else []
+        self._table.forget(gone)
+        self._seen.clear()
+        self._occupancy = Counter(self._clusters.classify(s).index for s in samples)
+        if self._decided_in in gone:
+            self._decided_in = None
+        kept = len(now & set(before.identities)) if before else 0
+        return f"{len(now)} states from {len(samples)} observations, {kept} of them known before"
+
+    def decide(self) -> Decision:
+        """The profile for the next decision window; begins that window."""
+        state = self._common()
+        self._seen.clear()
+        self._decided_in = state
+        if state is None:
+            return Decision(
+                profile=PROFILES[NEUTRAL].name, state=None, exploring=False, reason="no state yet"
+            )
+        choice = self._table.choose(state)
+        return Decision(
+            profile=PROFILES[choice.action].name,
+            state=state,
+            exploring=choice.exploring,
+            reason=choice.reason,
+        )
+
+    def _common(self) -> int | None:
+        """The state seen most in this decision window; the present one when none was."""
+        if self._seen:
+            return self._seen.most_common(1)[0][0]
+        return self._now.index if self._now else None
+
+    def learn(self, profile: str, reward: float) -> None:
+        """Take the reward of the window that the last `decide` began in; `profile` is what was in
+        force then. Call before the next `decide`."""
+        state, after = self._decided_in, self._common()
+        if state is None or after is None or profile not in _BY_NAME:
+            return
+        action = next(n for n, p in enumerate(PROFILES) if p.name == profile)
+        self._table.learn(state, action, reward, after)
+
+    def propose(
+        self, estimates: Estimates, deadlines: Mapping[str, float], profile: str
+    ) -> Weights:
+        """The weights of a profile, see `proposal`."""
+        return proposal(self._config, estimates, deadlines, profile)
+
+    def status(self) -> dict[str, Any]:
+        """For JSON: the present state, the clusters and the Q-table.
+
+        {"state": {"index", "log_likelihood", "outside"} or None, "outside": count since the fit,
+        "observations": kept, "clusters": [{"index", "share" of the observations since the fit,
+        "weight", "means": {feature: value}, "transitions": {index: probability under neutral}}],
+        "values": {state: {profile: {"value", "visits", "next"}}}}
+        """
+        now = self._now
+        return {
+            "state": (
+                {
+                    "index": now.index,
+                    "log_likelihood": now.log_likelihood,
+                    "outside": now.outside,
+                }
+                if now
+                else None
+            ),
+            "outside": self._outside,
+            "observations": len(self._samples),
+            "clusters": self._described(self._clusters) if self._clusters else [],
+            "values": self._table.status(),
+        }
+
+    def _described(self, clusters: Clusters) -> list[dict[str, Any]]:
+        means = clusters.readable_means()
+        total = self._occupancy.total() or 1
+        return [
+            {
+                "index": index,
+                "share": self._occupancy[index] / total,
+                "weight": float(weight),
+                "means": means[index],
+                "transitions": {
+                    str(s): p
+                    for s, p in self._table.transitions(index, NEUTRAL, clusters.identities).items()
+                },
+            }
+            for index, weight in zip(clusters.identities, clusters.weights, strict=True)
+        ]
+
+    def to_state(self) -> dict[str, Any]:
+        """As JSON-able data: the clusters and the table, not the observations."""
+        return {
+            "clusters": self._clusters.to_state() if self._clusters else None,
+            "occupancy": sorted(self._occupancy.items()),
+            "table": self._table.to_state(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take back what `to_state` gave. Raises KeyError, TypeError or ValueError for another
+        shape, and has changed nothing then."""
+        if not state:
+            return
+        clusters = Clusters.from_state(state["clusters"]) if state["clusters"] else None
+        occupancy = Counter({int(s): int(n) for s, n in state["occupancy"]})
+        self._table.restore(state["table"])
+        self._clusters, self._occupancy = clusters, occupancy
