@@ -1,0 +1,1 @@
+"""The balancers of the benchmark, one small module a program."""

@@ -1,0 +1,109 @@
+"""HAProxy: one thread, one backend of all servers, a private configuration."""
+
+import shutil
+import socket
+from dataclasses import dataclass
+from typing import Final
+
+from trimtab.bench.balancers.base import Running, Site, cpu_seconds
+from trimtab.children import Child
+from trimtab.config import split_address
+
+__all__ = ["Haproxy"]
+
+_START_SECONDS: Final = 10.0
+
+# More than any scenario has in flight; two descriptors each must fit the usual hard limits.
+_CONNECTIONS: Final = 8000
+
+# Timeouts as nginx's defaults, so that no balancer gives up earlier than the others.
+_CONFIG: Final = """\
+global
+    maxconn {connections}
+    nbthread 1
+defaults
+    mode http
+    timeout connect 5s
+    timeout client 60s
+    timeout server 60s
+    timeout queue 60s
+    option http-keep-alive
+    http-reuse always
+frontend bench
+    bind {listen}
+    default_backend servers
+backend servers
+    balance {method}
+{servers}
+"""
+
+
+class _Running:
+    def __init__(self, child: Child) -> None:
+        self._child = child
+
+    def cpu_seconds(self) -> float:
+        """Of the one process."""
+        return cpu_seconds([self._child.pid])
+
+    def check(self) -> None:
+        """Raise TrimtabError when it has died."""
+        self._child.check()
+
+    def stop(self) -> None:
+        """SIGTERM: HAProxy ends at once."""
+        self._child.stop()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Haproxy:
+    """One method of HAProxy; `limited` gives each server maxconn = its slots, the rest queues."""
+
+    name: str
+    label: str
+    method: str
+    limited: bool = False
+    hint: str = ""
+
+    def missing(self) -> str:
+        """Why it cannot run here."""
+        if shutil.which("haproxy") is None:
+            return "there is no haproxy: apt-get install --no-install-recommends haproxy"
+        return ""
+
+    def start(self, site: Site) -> Running:
+        """Start it in the foreground of a child process."""
+        site.directory.mkdir(parents=True, exist_ok=True)
+        lines = [
+            f"    server s{number} {address}{f' maxconn {server.slots}' if self.limited else ''}"
+            for number, (address, server) in enumerate(
+                zip(site.servers, site.scenario.servers, strict=True), 1
+            )
+        ]
+        path = site.directory / "haproxy.cfg"
+        path.write_text(
+            _CONFIG.format(
+                connections=_CONNECTIONS,
+                listen=site.listen,
+                method=self.method,
+                servers="\n".join(lines),
+            ),
+            encoding="utf-8",
+        )
+        child = Child(
+            "HAProxy", ["haproxy", "-db", "-f", str(path)], log=site.directory / "haproxy.log"
+        )
+        try:
+            child.wait_until(lambda: _listens(site.listen), seconds=_START_SECONDS)
+        except BaseException:
+            child.stop()
+            raise
+        return _Running(child)
+
+
+def _listens(address: str) -> bool:
+    try:
+        socket.create_connection(split_address(address), timeout=1.0).close()
+    except OSError:
+        return False
+    return True

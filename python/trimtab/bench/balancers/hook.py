@@ -1,0 +1,127 @@
+"""Trimtab: nginx with the Lua hook, and the policy server that advises it."""
+
+import sys
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from trimtab.actuators.nginx_binary import find, machine
+from trimtab.actuators.nginx_process import NginxProcess
+from trimtab.bench.balancers.base import Running, Site
+from trimtab.bench.balancers.nginx import RunningNginx
+from trimtab.children import Child
+from trimtab.config import Config
+from trimtab.errors import DependencyError
+
+__all__ = ["Hook"]
+
+_START_SECONDS: Final = 30.0
+
+
+class _Running(RunningNginx):
+    def __init__(self, process: NginxProcess, policy: Child | None) -> None:
+        super().__init__(process)
+        self._policy = policy
+
+    def check(self) -> None:
+        super().check()
+        if self._policy is not None:
+            self._policy.check()
+
+    def stop(self) -> None:
+        super().stop()
+        if self._policy is not None:
+            self._policy.stop()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hook:
+    """One mode of Trimtab.
+
+    `slots`: the servers' slots are given. `advised`: a policy server runs beside, without
+    learning: it sends the estimates, so that a scenario's first seconds matter less.
+    """
+
+    name: str
+    label: str
+    slots: bool = True
+    advised: bool = True
+    hint: str = ""
+
+    def missing(self) -> str:
+        """Why it cannot run here."""
+        try:
+            machine(find("nginx"), Path.cwd(), "lua")
+        except DependencyError as error:
+            return str(error)
+        return ""
+
+    def start(self, site: Site) -> Running:
+        """Start the policy server, if any, then nginx."""
+        config = site.config(slots=self.slots)
+        site.directory.mkdir(parents=True, exist_ok=True)
+        policy = _serve(site, config) if self.advised else None
+        process = NginxProcess.rendered(site.directory, config)
+        running = _Running(process, policy)
+        try:
+            process.start()
+        except BaseException:
+            running.stop()
+            raise
+        return running
+
+
+def _serve(site: Site, config: Config) -> Child:
+    """The policy server with this configuration, answering."""
+    path = site.directory / "trimtab.toml"
+    path.write_text(_toml(config), encoding="utf-8")
+    child = Child(
+        "the policy server",
+        [sys.executable, "-P", "-m", "trimtab", "serve", "--config", str(path)],
+        log=site.directory / "policy.log",
+    )
+    try:
+        url = f"http://{site.admin_listen}/status.json"
+        child.wait_until(lambda: _answers(url), seconds=_START_SECONDS)
+    except BaseException:
+        child.stop()
+        raise
+    return child
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as answer:  # noqa: S310 -- http, ours
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+def _toml(config: Config) -> str:
+    """The configuration as a file; every value has been checked when the `Config` was made."""
+    lines = [
+        "[policy]",
+        f'listen = "{config.policy.listen}"',
+        f'admin_listen = "{config.policy.admin_listen}"',
+        f'state_directory = "{config.policy.state_directory}"',
+        "[nginx]",
+        f'listen = ["{config.nginx.listen[0]}"]',
+        f'internal_listen = "{config.nginx.internal_listen}"',
+        f'instance = "{config.nginx.instance}"',
+        "[learning]",
+        f"enabled = {str(config.learning.enabled).lower()}",
+    ]
+    for upstream in config.upstreams:
+        lines += [
+            "[[upstream]]",
+            f'name = "{upstream.name}"',
+            f'location = "{upstream.location}"',
+            f"priority = {upstream.priority}",
+            f"deadline_seconds = {upstream.deadline_seconds}",
+        ]
+        for peer in upstream.peers:
+            lines += ["[[upstream.peer]]", f'address = "{peer.address}"', f"weight = {peer.weight}"]
+            if peer.slots is not None:
+                lines.append(f"slots = {peer.slots}")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,70 @@
+"""nginx's own balancers, without Lua: a plain configuration for each."""
+
+from dataclasses import dataclass
+
+from trimtab.actuators.nginx_binary import find
+from trimtab.actuators.nginx_process import NginxProcess
+from trimtab.bench.balancers.base import Running, Site, cpu_seconds
+from trimtab.errors import DependencyError, TrimtabError
+
+__all__ = ["Nginx", "RunningNginx"]
+
+
+class RunningNginx:
+    """A private nginx."""
+
+    def __init__(self, process: NginxProcess) -> None:
+        self._process = process
+
+    def cpu_seconds(self) -> float:
+        """Of the master and its workers."""
+        if not self._process.running:
+            return 0.0
+        return cpu_seconds([self._process.pid, *self._process.workers()])
+
+    def check(self) -> None:
+        """Raise TrimtabError when the master has died."""
+        if not self._process.running:
+            raise TrimtabError(f"nginx has died; see {self._process.error_log}")
+
+    def stop(self) -> None:
+        """Cut what is left: nobody waits for an answer any more."""
+        self._process.stop(0.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Nginx:
+    """One method of nginx in one layout.
+
+    `shared`: all classes in one upstream group; else one group a class. `retry_500`: an answer of
+    500 sends the request to another server too, as errors and timeouts do by default.
+    """
+
+    name: str
+    label: str
+    method: str
+    shared: bool = False
+    weighted: bool = False
+    retry_500: bool = False
+    hint: str = ""
+
+    def missing(self) -> str:
+        """Why it cannot run here."""
+        try:
+            find("nginx")
+        except DependencyError as error:
+            return str(error)
+        return ""
+
+    def start(self, site: Site) -> Running:
+        """Start a private nginx."""
+        process = NginxProcess.rendered(
+            site.directory,
+            site.config(weighted=self.weighted),
+            balancer=self.method,
+            layout="one_group" if self.shared else "per_class",
+            observe=False,
+            retry_statuses=(500,) if self.retry_500 else (),
+        )
+        process.start()
+        return RunningNginx(process)
