@@ -445,6 +445,7 @@ end
 
 -- Everything that the hook knows: see report.snapshot.
 function _M.snapshot()
+    weights.follow(registry, dict, clock())
     return report.snapshot(registry)
 end
 
@@ -525,6 +526,7 @@ local function maintain(premature)
     local ok, err = pcall(function()
         counters.sweep(dict)
         requests.sweep(abandon)
+        weights.follow(registry, dict, clock())
         services.refresh(registry)
     end)
     if not ok then

@@ -128,6 +128,7 @@ end
 local function push()
     local sequence = tonumber(head.sequence) + 1
     head.sequence = sequence
+    weights.follow(registry, dict, clock())
     local snapshot = report.snapshot(registry)
     local request, err = policy.encode_report_stats_request(
         report.message(snapshot, sequence))
