@@ -33,47 +33,46 @@ __all__ = [
 
 Number = TypeVar("Number", int, float)
 
-# A sum of floats that is read in another order may come out smaller by rounding: that is no reset.
-ROUNDING_RATIO: Final = 1e-9
+# Sums of seconds come out a little smaller when they are read in another order, or while they are
+# being written: less than this is no reset. (The integrals over time are read in mid-change, with
+# what has passed since added; they never tell of a reset.)
+ROUNDING_RATIO: Final = 0.01
 
-_PAIR_SUMS: Final = (
-    "requests",
-    "failures",
-    "in_bytes",
-    "out_bytes",
+_COUNTS: Final = ("requests", "failures", "in_bytes", "out_bytes", "tardy", "unqueued")
+_SECONDS: Final = (
     "response_time_seconds",
     "response_time_squared",
     "tardiness",
-    "tardy",
-    "unqueued",
     "unqueued_seconds",
     "unqueued_squared",
-    "in_flight_seconds",
 )
+_PAIR_SUMS: Final = (*_COUNTS, *_SECONDS, "in_flight_seconds")
 
 
-def _went_back(before: float, after: float) -> bool:
-    return after < before - ROUNDING_RATIO * abs(before)
+def _began_again(before: PairCounters, after: PairCounters) -> bool:
+    """Whether the counters of a pair started from zero in between."""
+    return (
+        any(getattr(after, n) < getattr(before, n) for n in _COUNTS)
+        or any(getattr(after, n) < getattr(before, n) * (1 - ROUNDING_RATIO) for n in _SECONDS)
+        or _rows_back(before.responses, after.responses)
+    )
 
 
 def _rows_back(before: Sequence[float], after: Sequence[float]) -> bool:
     """Whether a row of counters went back; rows of different length tell nothing."""
-    return len(before) == len(after) and any(
-        _went_back(b, a) for b, a in zip(before, after, strict=True)
-    )
+    return len(before) == len(after) and any(a < b for b, a in zip(before, after, strict=True))
 
 
 def _row_increase(before: Sequence[Number], after: Sequence[Number]) -> tuple[Number, ...]:
-    """Increase of a row of counters; empty (unknown) when the row changed its shape or began anew
-    while the rest of the counters did not."""
-    if len(before) != len(after) or _rows_back(before, after):
+    """Increase of a row of counters, not negative; empty (unknown) when the row changed its
+    shape."""
+    if len(before) != len(after):
         return ()
     return tuple(max(a - b, type(a)(0)) for b, a in zip(before, after, strict=True))
 
 
 def _pair_increase(before: PairCounters, after: PairCounters, seconds: float) -> PairCounters:
-    reset = any(_went_back(getattr(before, n), getattr(after, n)) for n in _PAIR_SUMS)
-    if reset or _rows_back(before.responses, after.responses):
+    if _began_again(before, after):
         before = PairCounters(buckets=(0,) * len(after.buckets))
     sums = {}
     for name in _PAIR_SUMS:
@@ -91,17 +90,18 @@ def _pair_increase(before: PairCounters, after: PairCounters, seconds: float) ->
             else (before.in_flight + after.in_flight) / 2
         ),
         responses=(one, two, three, four, five),
-        buckets=_row_increase(before.buckets, after.buckets),
+        # Buckets that began anew alone (other bounds) tell nothing of this window.
+        buckets=(
+            ()
+            if _rows_back(before.buckets, after.buckets)
+            else _row_increase(before.buckets, after.buckets)
+        ),
         **sums,
     )
 
 
 def _address_increase(before: AddressCounters, after: AddressCounters) -> AddressCounters:
-    if (
-        _went_back(before.busy_seconds, after.busy_seconds)
-        or _rows_back(before.completions_at, after.completions_at)
-        or _rows_back(before.seconds_at, after.seconds_at)
-    ):
+    if _rows_back(before.completions_at, after.completions_at):
         before = AddressCounters(
             completions_at=(0,) * len(after.completions_at),
             seconds_at=(0.0,) * len(after.seconds_at),
