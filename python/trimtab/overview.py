@@ -90,10 +90,11 @@ def status(view: View, config: Config, now: float) -> dict[str, Any]:
 
 def classes(
     recent: Sequence[Window], names: Sequence[str], deadlines: Mapping[str, float]
-) -> dict[str, dict[str, float | None]]:
+) -> dict[str, dict[str, Any]]:
     """By upstream what its requests met lately: "requests_per_second", "response_time_seconds"
     (mean), "p50_seconds", "p99_seconds", "art_per_1000", "error_ratio", "tardy_ratio",
-    "in_flight", "waiting", "shares" by address. None where nothing is known."""
+    "in_flight", "waiting", "shares" by address, and "peers" by address with "in_flight" and
+    "response_time_seconds". None where nothing is known."""
     if not recent:
         return {}
     window = accumulate(recent)
@@ -116,6 +117,10 @@ def _class(window: Window, name: str, deadline: float | None) -> dict[str, Any]:
         "in_flight": total.in_flight,
         "waiting": window.waiting.get(name, 0.0),
         "shares": {a: p.requests / total.requests for a, p in peers.items() if total.requests},
+        "peers": {
+            a: {"in_flight": p.in_flight, "response_time_seconds": mean_seconds(p)}
+            for a, p in peers.items()
+        },
     }
 
 

@@ -28,7 +28,7 @@ MAX_STATUS_BYTES: Final = 32 * 1024 * 1024
 # How often --watch looks; decisions are made each interval, half a second or more.
 WATCH_SECONDS: Final = 2.0
 
-# Decisions shown; the rest is in the journal.
+# Of the journal this much is shown; --json has all.
 DECISIONS: Final = 8
 
 # Sized so that the peers' table fits 80 columns.
@@ -138,7 +138,9 @@ def render(status: Mapping[str, Any], *, colour: bool = False) -> str:
     """The status as text of at most 80 columns (a name longer than that aside)."""
     paint = _Paint(colour)
     parts = ["\n".join(_head(status, paint))]
-    parts += ["\n".join(_upstream(n, u, paint)) for n, u in status["upstreams"].items()]
+    window = status.get("window", {})
+    for name, upstream in status["upstreams"].items():
+        parts.append("\n".join(_upstream(name, upstream, window.get(name, {}), paint)))
     parts.append("\n".join(_instances(status, paint)))
     parts.append("\n".join(_decisions(status, paint)))
     return "\n\n".join(parts)
@@ -157,14 +159,19 @@ class _Paint:
 
 def _head(status: Mapping[str, Any], paint: _Paint) -> Iterator[str]:
     server = status.get("server", {})
-    state = status.get("state")
+    phase = status.get("phase", "?")
+    if phase == "observing":
+        phase += (
+            f" ({_number(status.get('observed_seconds'), 0)}"
+            f" of {_number(status.get('observe_seconds'), 0)} s)"
+        )
+    state = status.get("state") or {}
     words = [
         f"generation {_number(status.get('generation'), 0)}",
-        f"mode {status.get('mode', '?')}",
-        f"state {'none yet' if state is None else state}",
+        phase,
+        f"state {state.get('index', 'none yet')}",
+        f"profile {status.get('profile', '?')}",
     ]
-    if (profile := status.get("profile")) is not None:
-        words.append(f"profile {profile}")
     if (uptime := server.get("uptime_seconds")) is not None:
         words.append(f"up {_span(uptime)}")
     yield paint.bold("  ".join(words))
@@ -172,21 +179,30 @@ def _head(status: Mapping[str, Any], paint: _Paint) -> Iterator[str]:
         yield paint.alarm(f"trouble: {trouble}")
 
 
-def _upstream(name: str, upstream: Mapping[str, Any], paint: _Paint) -> Iterator[str]:
+def _upstream(
+    name: str, upstream: Mapping[str, Any], recent: Mapping[str, Any], paint: _Paint
+) -> Iterator[str]:
+    """`upstream` is the control in force, `recent` what its requests met lately."""
     deadline = upstream.get("deadline_seconds")
+    yield paint.bold(name)
     yield (
-        f"{paint.bold(name)}  deadline {_milliseconds(deadline)}"
-        f"  service time {_milliseconds(upstream.get('service_time_seconds'))}"
-        f"  waiting {_number(upstream.get('waiting', 0), 0)}"
+        f"deadline {_milliseconds(deadline)}"
+        f"  mean {_milliseconds(recent.get('response_time_seconds'))}"
+        f"  p99 {_milliseconds(recent.get('p99_seconds'))}"
+        f"  {_number(recent.get('requests_per_second', 0.0), 1)} requests/s"
+        f"  {_number(recent.get('waiting', 0.0), 0)} waiting"
     )
+    shares = recent.get("shares", {})
+    traffic = recent.get("peers", {})
     header = ["peer", "weight", "affinity", "rate", "slots", "in flight", "share", "ms"]
     rows = []
     late = set()
     for row, (address, peer) in enumerate(upstream.get("peers", {}).items()):
-        response = peer.get("response_time_seconds")
+        met = traffic.get(address, {})
+        response = met.get("response_time_seconds")
         if response is not None and deadline is not None and response > deadline:
             late.add(row)
-        share = peer.get("share")
+        share = shares.get(address)
         rows.append(
             [
                 _cut(address, ADDRESS_COLUMNS),
@@ -194,7 +210,7 @@ def _upstream(name: str, upstream: Mapping[str, Any], paint: _Paint) -> Iterator
                 _number(peer.get("affinity")),
                 _number(peer.get("rate")),
                 _number(peer.get("slots"), 0),
-                _number(peer.get("in_flight"), 1),
+                _number(met.get("in_flight", 0.0), 1),
                 "-" if share is None else f"{share:.0%}",
                 "-" if response is None else _number(1000 * response, 1),
             ]
@@ -222,13 +238,15 @@ def _instances(status: Mapping[str, Any], paint: _Paint) -> Iterator[str]:
 
 
 def _decisions(status: Mapping[str, Any], paint: _Paint) -> Iterator[str]:
-    decisions = status.get("decisions", [])[-DECISIONS:]
-    yield paint.bold("last decisions" if decisions else "no decisions yet")
+    decisions = status.get("journal", [])[-DECISIONS:]
+    yield paint.bold("last decisions: time, generation, reason" if decisions else "no decisions")
     for decision in decisions:
         when = decision.get("time")
         shown = time.strftime("%H:%M:%S", time.localtime(when)) if when else "?"
         generation = _number(decision.get("generation"), 0)
-        yield f"  {shown}  {generation:>5}  {decision.get('reason', '')}"[:COLUMNS]
+        changes = decision.get("changes", 0)
+        times = f" ({changes} changes)" if changes > 1 else ""
+        yield f"  {shown}  {generation:>5}  {decision.get('reason', '')}{times}"[:COLUMNS]
 
 
 def _number(value: Any, digits: int = 2) -> str:

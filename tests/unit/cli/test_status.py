@@ -24,31 +24,50 @@ def status(peers: int = 2) -> dict[str, Any]:
     return {
         "generation": 41,
         "epoch": 5,
-        "mode": "learning",
-        "state": 3,
-        "profile": "heuristic",
+        "phase": "learning",
+        "observed_seconds": 300.0,
+        "observe_seconds": 120.0,
+        "state": {"index": 3, "log_likelihood": -1.5, "outside": False},
+        "profile": "spread",
         "upstreams": {
             "compose_backend": {
                 "deadline_seconds": 0.15,
                 "service_time_seconds": 0.0123,
-                "waiting": 2,
                 "peers": {
                     f"192.168.100.{n + 100}:65535": {
                         "weight": 1.25,
                         "affinity": 0.5,
                         "rate": 2.0,
                         "slots": None if n else 12.0,
-                        "in_flight": 3.456,
-                        "share": 0.256,
-                        "response_time_seconds": 0.2005 if n else 0.0123,
                         "drain": n == 1,
                     }
                     for n in range(peers)
                 },
             }
         },
-        "decisions": [
-            {"time": 0.5 + n, "generation": n, "reason": f"reason number {n} " + "long " * 20}
+        "window": {
+            "compose_backend": {
+                "requests_per_second": 41.25,
+                "response_time_seconds": 0.0231,
+                "p99_seconds": 0.1802,
+                "waiting": 2.0,
+                "shares": {f"192.168.100.{n + 100}:65535": 0.256 for n in range(peers)},
+                "peers": {
+                    f"192.168.100.{n + 100}:65535": {
+                        "in_flight": 3.456,
+                        "response_time_seconds": 0.2005 if n else 0.0123,
+                    }
+                    for n in range(peers)
+                },
+            }
+        },
+        "journal": [
+            {
+                "time": 0.5 + n,
+                "generation": n,
+                "reason": f"reason number {n} " + ("long " * 20 if n < 11 else ""),
+                "changes": n,
+            }
             for n in range(1, 12)
         ],
         "instances": [
@@ -94,22 +113,23 @@ def test_everything_is_in_the_table() -> None:
     """Generation, state, weights, load, deadline, balancers and decisions are all shown."""
     text = render(status())
     assert text.startswith(
-        "generation 41  mode learning  state 3  profile heuristic  up 2 h\n\n"
-        "compose_backend  deadline 150 ms  service time 12.3 ms  waiting 2\n"
+        "generation 41  learning  state 3  profile spread  up 2 h\n\n"
+        "compose_backend\n"
+        "deadline 150 ms  mean 23.1 ms  p99 180 ms  41.2 requests/s  2 waiting\n"
     )
     lines = text.splitlines()
-    assert lines[3].split() == [
+    assert lines[4].split() == [
         *("peer", "weight", "affinity", "rate", "slots", "in", "flight", "share", "ms"),
     ]
-    assert lines[5].split() == [
+    assert lines[6].split() == [
         *("192.168.100.100:65535", "1.25", "0.50", "2.00", "12", "3.5", "26%", "12.3"),
     ]
-    assert lines[6].split() == [
+    assert lines[7].split() == [
         *("192.168.100.101:65535", "drain", "0.50", "2.00", "?", "3.5", "26%", "200.5!"),
     ]
     assert "  nginx-1  reported 0.4 s ago, uses generation 41" in lines
     assert "  nginx-2  reported 3 min ago, uses generation none (static weights)" in lines
-    assert "reason number 11" in lines[-1]
+    assert lines[-1].endswith("  11  reason number 11  (11 changes)")
     assert not any("reason number 3 " in line for line in lines), "only the last eight"
 
 
@@ -117,19 +137,29 @@ def test_every_line_fits_80_columns() -> None:
     """The widest usual values stay within a terminal of 80 columns."""
     full = status(peers=5)
     for peer in full["upstreams"]["compose_backend"]["peers"].values():
-        peer.update(
-            in_flight=999.9, response_time_seconds=99.9999, share=1.0, slots=999.0, rate=12.5
-        )
+        peer.update(slots=999.0, rate=12.5)
+    recent = full["window"]["compose_backend"]
+    for address, peer in recent["peers"].items():
+        peer.update(in_flight=999.9, response_time_seconds=99.9999)
+        recent["shares"][address] = 1.0
+    recent.update(p99_seconds=99.9999, requests_per_second=99999.0, waiting=9999.0)
     assert max(map(len, render(full).splitlines())) <= 80
 
 
 def test_unknown_values_have_a_sign() -> None:
     """Before anything is learned the table is drawn with question marks and dashes."""
     text = render({"upstreams": {"u": {"peers": {"10.0.0.1:80": {}}}}})
-    assert "generation ?  mode ?  state none yet" in text
-    assert "u  deadline unknown  service time unknown  waiting 0" in text
+    assert "generation ?  ?  state none yet  profile ?" in text
+    assert "u\ndeadline unknown  mean unknown  p99 unknown  0.0 requests/s  0 waiting\n" in text
     assert "balancers: none has reported" in text
-    assert "no decisions yet" in text
+    assert "no decisions" in text
+
+
+def test_observation_shows_how_far_it_is() -> None:
+    """Until the states are known the head says how much of the observation is done."""
+    young = status() | {"phase": "observing", "observed_seconds": 12.4, "state": None}
+    head = render(young).splitlines()[0]
+    assert head.startswith("generation 41  observing (12 of 120 s)  state none yet  profile")
 
 
 def test_colour_marks_what_is_late_and_nothing_else_changes() -> None:
@@ -234,7 +264,7 @@ def test_watch_draws_again_and_outlives_the_server(
     monkeypatch.setattr("trimtab.cli.status.time.sleep", turn)
     with answering(listen, status):
         assert main(["status", "--admin", listen, "--watch"]) == 130
-    assert capsys.readouterr().out.count("generation 41  mode") == 3
+    assert capsys.readouterr().out.count("generation 41  learning") == 3
     turns.clear()
     assert main(["status", "--admin", listen, "--watch"]) == 130
     assert capsys.readouterr().out.count("no policy server answers") == 3

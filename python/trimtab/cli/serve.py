@@ -1,0 +1,34 @@
+"""`trimtab serve`: run the policy server alone, in the foreground until interrupted."""
+
+import argparse
+
+from trimtab import config
+
+__all__ = ["add_arguments", "run"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument(
+        "--config", default="trimtab.toml", metavar="FILE", help="the TOML file (%(default)s)"
+    )
+    parser.add_argument(
+        "--log-level",
+        choices=["debug", "info", "warning", "error"],
+        default="info",
+        help="log from this level on, to standard error (%(default)s)",
+    )
+    parser.epilog = (
+        "SIGINT (Ctrl-C) or SIGTERM answers the calls under way, saves what was learned and ends;\n"
+        "a second one ends at once."
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serve; give 130 or 143 after a signal."""
+    # Checked before the heavy imports, so that a typo in the file is told at once.
+    checked = config.load(arguments.config)
+    from trimtab import daemon
+
+    daemon.log_to_stderr(arguments.log_level)
+    return daemon.run(checked)
