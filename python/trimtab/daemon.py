@@ -79,6 +79,8 @@ async def serve(
         interval_seconds=policy.interval_seconds,
         # As long as a balancer would use weights that nobody renews.
         stale_seconds=policy.time_to_live_seconds,
+        # Nothing is learned without a report, and what the operator sets makes a generation.
+        stamp=lambda: (source.accepted, _generation(board)),
     )
     started = time.monotonic()
 
@@ -110,12 +112,11 @@ async def serve(
     try:
         await admin.start()
         try:
-            weights = board.current()
             _log.info(
                 "serving gRPC on %s, admin on %s, generation %d, %d upstreams, version %s",
                 policy.listen,
                 policy.admin_listen,
-                weights.generation if weights else 0,
+                _generation(board),
                 len(config.upstreams),
                 __version__,
             )
@@ -124,6 +125,11 @@ async def serve(
             await admin.stop()
     finally:
         await server.stop()
+
+
+def _generation(board: Board) -> int:
+    weights = board.current()
+    return weights.generation if weights else 0
 
 
 def build(config: Config, source: Reported, board: Board) -> Controls:

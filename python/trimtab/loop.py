@@ -18,8 +18,8 @@ __all__ = ["Controls", "Loop", "following"]
 
 _log: Final = logging.getLogger(__name__)
 
-# What was learned since is lost by a kill -9: half a minute of learning, for one small write.
-SAVE_SECONDS: Final = 30.0
+# Intervals between two saves: what a kill -9 may cost of learning, for a write of some kilobytes.
+SAVE_INTERVALS: Final = 10
 
 # A step that fails again and again for the same reason is logged this often.
 REPEAT_SECONDS: Final = 60.0
@@ -57,7 +57,7 @@ class Loop:
         metrics: counts the steps.
         interval_seconds: from the beginning of a step to that of the next.
         stale_seconds: without a successful step for this long the loop is in trouble.
-        save_seconds: least time between two saves.
+        stamp: gives something else whenever there may be something new to save.
         clock: monotonic seconds.
     """
 
@@ -69,7 +69,7 @@ class Loop:
         *,
         interval_seconds: float,
         stale_seconds: float,
-        save_seconds: float = SAVE_SECONDS,
+        stamp: Callable[[], object],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._controller = controller
@@ -77,11 +77,12 @@ class Loop:
         self._metrics = metrics
         self._interval = interval_seconds
         self._stale = stale_seconds
-        self._save_seconds = save_seconds
+        self._save_seconds = SAVE_INTERVALS * interval_seconds
+        self._stamp = stamp
+        self._saved = stamp()
         self._clock = clock
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="loop")
         self._done_at = self._saved_at = clock()
-        self._unsaved = False
         self._failures = 0
         self._failure = ""
         self._failure_logged_at = -REPEAT_SECONDS
@@ -99,7 +100,7 @@ class Loop:
             next_at, skipped = following(next_at, self._interval, self._clock())
             if skipped:
                 self._metrics.skipped(skipped)
-            if self._unsaved and self._clock() - self._saved_at >= self._save_seconds:
+            if self._clock() - self._saved_at >= self._save_seconds:
                 await loop.run_in_executor(self._thread, self.save)
             delay = next_at - self._clock()
             try:
@@ -125,16 +126,16 @@ class Loop:
             return
         self._metrics.stepped(time.perf_counter() - started, failed=False)
         self._done_at = self._clock()
-        self._unsaved = True
         if self._failures:
             _log.warning("the control loop works again after %d failed steps", self._failures)
         self._failures, self._failure = 0, ""
 
     def save(self) -> None:
-        """Write the state if a step was made since; never raises."""
-        if not self._unsaved:
-            return
+        """Write the state if there is something new; never raises."""
         self._saved_at = self._clock()
+        stamp = self._stamp()
+        if stamp == self._saved:
+            return
         try:
             self._controller.save()
         except Exception as error:
@@ -145,7 +146,7 @@ class Loop:
                 )
             self._save_failure = str(error)
             return
-        self._unsaved = False
+        self._saved = stamp
         if self._save_failure:
             _log.warning("the state is saved again")
         self._save_failure = ""

@@ -91,7 +91,7 @@ def test_all_parts_serve_and_stop_in_order(tmp_path: Path) -> None:
     status = asyncio.run(run())
     assert status["server"]["trouble"] is None
     assert [i["name"] for i in status["instances"]] == ["a"]
-    assert built[0].saved == 1
+    assert built[0].saved >= 1
     assert list(tmp_path.iterdir()) == []
 
 

@@ -64,13 +64,14 @@ class Parts:
         self.metrics = Metrics(Reported(config), self.board)
         self.controller = Controller()
         self.clock = clock or Clock()
+        self.stamp = 0
         self.loop = Loop(
             self.controller,
             self.board,
             self.metrics,
             interval_seconds=interval_seconds,
             stale_seconds=10.0,
-            save_seconds=30.0,
+            stamp=lambda: self.stamp,
             clock=self.clock,
         )
 
@@ -155,11 +156,12 @@ def test_trouble_is_no_good_step_for_too_long(parts: Parts) -> None:
     assert parts.loop.trouble() is None
 
 
-def test_state_is_saved_only_after_a_step(parts: Parts) -> None:
+def test_state_is_saved_only_if_there_is_something_new(parts: Parts) -> None:
     """Nothing new, nothing written."""
+    parts.loop.step()
     parts.loop.save()
     assert parts.controller.saves == 0
-    parts.loop.step()
+    parts.stamp = 1
     parts.loop.save()
     parts.loop.save()
     assert parts.controller.saves == 1
@@ -170,7 +172,7 @@ def test_failed_save_is_logged_once_and_tried_again(
 ) -> None:
     """A full disk is one line when it begins and one when it ends."""
     caplog.set_level(logging.WARNING)
-    parts.loop.step()
+    parts.stamp = 1
     parts.controller.save_fails = OSError("disk full")
     parts.loop.save()
     parts.loop.save()
@@ -193,6 +195,7 @@ def test_loop_steps_until_it_is_stopped_and_saves() -> None:
         loop = asyncio.get_running_loop()
 
         def after() -> None:
+            parts.stamp = 1
             threads.append(threading.get_ident())
             if parts.controller.steps == 5:
                 loop.call_soon_threadsafe(stopping.set)
@@ -203,13 +206,13 @@ def test_loop_steps_until_it_is_stopped_and_saves() -> None:
 
     asyncio.run(run())
     assert parts.controller.steps >= 5
-    assert parts.controller.saves == 1
+    assert parts.controller.saves >= 1
     assert len(set(threads)) == 1
     assert threads[0] != threading.get_ident()
 
 
 def test_loop_saves_in_between() -> None:
-    """The state is written whenever the time between saves has passed."""
+    """The state is written every ten intervals, and at the end."""
     clock = Clock()
     parts = Parts(interval_seconds=0.001, clock=clock)
     stopping = asyncio.Event()
@@ -218,7 +221,8 @@ def test_loop_saves_in_between() -> None:
         loop = asyncio.get_running_loop()
 
         def after() -> None:
-            clock.now += 11
+            clock.now += 0.004
+            parts.stamp = parts.controller.steps
             if parts.controller.steps == 7:
                 loop.call_soon_threadsafe(stopping.set)
 
@@ -227,7 +231,7 @@ def test_loop_saves_in_between() -> None:
             await parts.loop.run(stopping)
 
     asyncio.run(run())
-    # After 33 s and 66 s, and at the end.
+    # After 12 and 24 intervals, and at the end.
     assert parts.controller.saves == 3
     assert parts.count("trimtab_steps_skipped_total") > 0
 
@@ -245,6 +249,7 @@ def test_stop_does_not_wait_for_ever_for_a_step(
         loop = asyncio.get_running_loop()
 
         def hang() -> None:
+            parts.stamp = 1
             loop.call_soon_threadsafe(stopping.set)
             release.wait(serving.TIMEOUT)
 

@@ -55,6 +55,12 @@ class Reported:
         self._lock = threading.Lock()
         self._held: dict[str, _Held] = {}
         self._pairs = 0
+        self._accepted = 0
+
+    @property
+    def accepted(self) -> int:
+        """Reports taken in so far."""
+        return self._accepted
 
     def put(self, snapshot: Snapshot, sequence: int) -> bool:
         """Take a report in; False when it is a repetition or out of date, and changed nothing.
@@ -75,6 +81,7 @@ class Reported:
                 self._pairs -= old.pairs
             self._held[snapshot.instance] = _Held(snapshot, sequence, pairs, now)
             self._pairs += pairs
+            self._accepted += 1
             return True
 
     def read(self) -> tuple[Snapshot, ...]:

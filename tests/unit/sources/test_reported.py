@@ -49,7 +49,9 @@ def test_newest_snapshot_of_each_balancer_is_read(source: Reported) -> None:
     assert source.put(b, 1)
     assert source.put(a1, 1)
     assert source.put(a2, 2)
+    assert not source.put(a1, 1)
     assert source.read() == (a2, b)
+    assert source.accepted == 3
 
 
 @pytest.mark.parametrize(
