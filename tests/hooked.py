@@ -49,6 +49,7 @@ http {{
     proxy_next_upstream error timeout http_500 http_502 http_503 http_504 non_idempotent;
     keepalive_requests 100000;
 {upstreams}
+    {http}
     server {{
         listen 127.0.0.1:{port} backlog=1024;
         {server}
@@ -185,8 +186,8 @@ def hooked(
     """Run an nginx with the hook over these upstreams: name -> peers as in trimtab.json.
 
     Options: workers=1, balance=True, policy="host:port" of a policy server, interval=0.1,
-    extra="" for each location, server="" for the server, deadline=None, lua=True (False: the
-    upstreams have no balancer block).
+    extra="" for each location, server="" and http="" for those blocks, deadline=None,
+    lua=True (False: the upstreams have no balancer block).
     """
     (directory / "logs").mkdir(parents=True, exist_ok=True)
     port, internal = free_ports(2)
@@ -199,6 +200,7 @@ def hooked(
         interval: float = 0.1,
         extra: str = "",
         server: str = "",
+        http: str = "",
         deadline: float | None = None,
         lua: bool = True,
     ) -> None:
@@ -233,6 +235,7 @@ def hooked(
                 directory=directory,
                 upstreams="".join(blocks),
                 server=server,
+                http=http,
                 locations="".join(_LOCATION.format(name=n, extra=extra) for n in upstreams),
                 port=port,
                 internal=internal,

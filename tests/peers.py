@@ -16,7 +16,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 __all__ = ["Peer", "Peers", "peers"]
 
@@ -32,7 +32,6 @@ class Peer:
     seen: int = 0
     in_flight: int = 0
     _free: asyncio.Semaphore | None = None
-    _connections: set[asyncio.StreamWriter] = field(default_factory=set)
 
     @property
     def address(self) -> str:
@@ -47,12 +46,12 @@ class Peer:
         return server
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._connections.add(writer)
-        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
-            while await self._request(reader, writer):
-                pass
-        self._connections.discard(writer)
-        writer.close()
+        try:
+            with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+                while await self._request(reader, writer):
+                    pass
+        finally:
+            writer.close()
 
     async def _request(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         try:
@@ -134,6 +133,8 @@ def peers(*each: Peer) -> Iterator[Peers]:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            # Closed transports say so in the next round of the loop.
+            await asyncio.sleep(0.01)
 
         asyncio.run_coroutine_threadsafe(stop(), loop).result(10)
         loop.call_soon_threadsafe(loop.stop)

@@ -14,6 +14,7 @@ from typing import Final
 __all__ = ["advance", "error_ratio", "pick", "rate", "score", "urgency"]
 
 ERROR_COST: Final = 20.0
+SPREAD: Final = 0.1
 ERROR_KEPT: Final = 0.95
 IDLE_TAU_SECONDS: Final = 10.0
 PRIOR_JOBS: Final = 2.0
@@ -32,7 +33,7 @@ def score(
     wait = 0.0
     if n + 1 > k:
         wait = (n + 1 - k) / n * b / (k * rate)
-    return (own / rate * (1 + ERROR_COST * error) + wait) / weight
+    return (own / rate * (1 + ERROR_COST * error + SPREAD * n / k) + wait) / weight
 
 
 def pick(

@@ -72,13 +72,15 @@ def test_golden_sequences_reach_every_branch() -> None:
 
 
 def test_score_is_the_service_time_while_a_slot_is_free() -> None:
-    """Below its slots a server costs the own work over its rate, whatever is in flight."""
-    assert rule.score(0.03, 1, 0.5, 2.0, 0.0, 2, 1.0) == pytest.approx(0.015)
+    """Below its slots a server costs the own work over its rate, and up to a tenth more the
+    fuller it is."""
+    assert rule.score(0.03, 0, 0.0, 2.0, 0.0, 2, 1.0) == pytest.approx(0.015)
+    assert rule.score(0.03, 1, 0.5, 2.0, 0.0, 2, 1.0) == pytest.approx(0.015 * 1.05)
 
 
 def test_score_adds_the_wait_for_a_slot() -> None:
     """With k = 2 and four jobs of 10 ms in flight, three quarters of 40 ms / 2 pass first."""
-    assert rule.score(0.01, 4, 0.04, 1.0, 0.0, 2, 1.0) == pytest.approx(0.01 + 0.75 * 0.02)
+    assert rule.score(0.01, 4, 0.04, 1.0, 0.0, 2, 1.0) == pytest.approx(0.012 + 0.75 * 0.02)
 
 
 def test_score_counts_errors_and_weight() -> None:
@@ -94,6 +96,11 @@ def test_pick_counts_work_and_not_requests() -> None:
 def test_pick_prefers_the_faster_when_both_have_room() -> None:
     """Rates decide between servers with free slots."""
     assert pick([1.0, 1.0, 1.0], rate=[1.0, 4.0, 2.0]) == 1
+
+
+def test_pick_prefers_the_emptier_when_rates_are_nearly_equal() -> None:
+    """A rate that is 3% better, within the error of the estimate, does not draw all requests."""
+    assert pick([1.0, 0.0], rate=[1.03, 1.0]) == 1
 
 
 def test_unknown_slots_weigh_load_by_rate() -> None:

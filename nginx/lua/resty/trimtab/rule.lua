@@ -40,6 +40,11 @@ local ERROR_COST = 20
 -- One failure in twenty moves the ratio by 5%: about 20 tries of memory.
 local ERROR_KEPT = 0.95
 
+-- Rates are known to about 10%: where servers with free slots differ by less,
+-- the emptier one is better. It keeps equal servers equal, and gives a new one
+-- its first requests.
+local SPREAD = 0.1
+
 -- An idle server is believed for about this long before the prior takes
 -- over, so that one that was slow is tried again.
 local IDLE_TAU_SECONDS = 10
@@ -61,7 +66,8 @@ local function score(own, n, b, rate, error, k, weight)
     if n + 1 > k then
         wait = (n + 1 - k) / n * b / (k * rate)
     end
-    return (own / rate * (1 + ERROR_COST * error) + wait) / weight
+    return (own / rate * (1 + ERROR_COST * error + SPREAD * n / k) + wait)
+           / weight
 end
 
 _M.score = score
