@@ -1,0 +1,134 @@
+"""`trimtab bench`: compare balancers on the same seeded load."""
+
+import argparse
+import asyncio
+import signal
+from pathlib import Path
+from typing import Final
+
+from trimtab import terminal
+from trimtab.bench import report
+from trimtab.bench.balancers.known import BALANCERS, QUICK, chosen
+from trimtab.bench.runner import Plan, Results
+from trimtab.bench.runner import run as run_plan
+from trimtab.bench.scenario import find, names
+from trimtab.errors import ConfigError
+
+__all__ = ["add_arguments", "run"]
+
+# The short set: where balancers differ most, in under a quarter of an hour.
+QUICK_SCENARIOS: Final = ("speeds", "slowdown", "three-classes", "sharing")
+QUICK_SECONDS: Final = 10.0
+# Long enough for a slowdown of ten seconds in the middle.
+FULL_SECONDS: Final = 30.0
+
+EPILOG: Final = f"""\
+scenarios: {", ".join(names())}, or a .toml file
+balancers: {", ".join(b.name for b in BALANCERS)}
+
+Without options: {", ".join(QUICK_SCENARIOS)} with {len(QUICK)} balancers,
+{QUICK_SECONDS:g} s and 3 seeds each, in a quarter of an hour.
+Every balancer meets the same requests, each with the same work. Ctrl-C keeps what is done.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.epilog = EPILOG
+    parser.add_argument(
+        "--scenario", nargs="+", metavar="NAME", help="run these (default: a short set)"
+    )
+    parser.add_argument(
+        "--balancer", nargs="+", metavar="NAME", help="run these (default: a short set)"
+    )
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="1 to N (default 3)")
+    parser.add_argument("--duration", type=float, metavar="S", help="seconds of each run")
+    parser.add_argument(
+        "--full", action="store_true",
+        help=f"all scenarios and balancers, {FULL_SECONDS:g} s each: hours",
+    )  # fmt: skip
+    parser.add_argument(
+        "--resume", action="store_true", help="use the runs that the output directory has already"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("var/bench"), metavar="DIR",
+        help="results.json, report.html, pictures, and a file a run (default var/bench)",
+    )  # fmt: skip
+    parser.add_argument("--list", action="store_true", help="list scenarios and balancers")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run it; 0 when everything ran and counts, 1 when something is missing or invalid."""
+    if arguments.list:
+        _list()
+        return 0
+    plan = _plan(arguments)
+    results = Results()
+    with terminal.Progress(plan.total_seconds) as bar:
+        caught = asyncio.run(_interruptible(plan, results, bar))
+    if not results.outcomes:
+        print(report.notes(plan, results))
+        return 128 + caught if caught else 1
+    print(report.tables(plan, results))
+    print()
+    print(report.notes(plan, results))
+    plan.directory.mkdir(parents=True, exist_ok=True)
+    report.write_json(plan, results, plan.directory / "results.json")
+    print(f"written to {arguments.output}")
+    if caught:
+        return 128 + caught
+    return 1 if results.problems or results.missing else 0
+
+
+async def _interruptible(plan: Plan, results: Results, bar: terminal.Progress) -> int:
+    """Run the plan; the signal that ended it early, or 0. What is done is in `results`."""
+    caught: list[int] = []
+    task = asyncio.ensure_future(run_plan(plan, results, bar.update))
+
+    def on_signal(number: int) -> None:
+        caught.append(number)
+        task.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, on_signal, number)
+    try:
+        await task
+    except asyncio.CancelledError:
+        if not caught:
+            raise
+    return caught[0] if caught else 0
+
+
+def _plan(arguments: argparse.Namespace) -> Plan:
+    full = arguments.full
+    scenarios = arguments.scenario or (names() if full else QUICK_SCENARIOS)
+    balancers = arguments.balancer or ([b.name for b in BALANCERS] if full else QUICK)
+    if not 1 <= arguments.seeds <= 1000:
+        raise ConfigError(f"--seeds {arguments.seeds}: it must be from 1 to 1000")
+    seconds = arguments.duration
+    if seconds is None:
+        seconds = FULL_SECONDS if full else QUICK_SECONDS
+    if not 1 <= seconds <= 86400:
+        raise ConfigError(f"--duration {seconds:g}: it must be from 1 to 86400 seconds")
+    return Plan(
+        scenarios=[find(name) for name in dict.fromkeys(scenarios)],
+        balancers=chosen(balancers),
+        seeds=range(1, arguments.seeds + 1),
+        directory=arguments.output.absolute(),
+        seconds=seconds,
+        resume=arguments.resume,
+    )
+
+
+def _list() -> None:
+    rows = []
+    for name in names():
+        scenario = find(name)
+        rows.append([name, f"{scenario.requests_per_second:.0f}", scenario.description])
+    print(terminal.table(["scenario", "requests/s", "what"], rows))
+    print()
+    print(
+        terminal.table(
+            ["balancer", "what", "was told"], [[b.name, b.label, b.hint] for b in BALANCERS]
+        )
+    )
