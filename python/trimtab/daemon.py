@@ -71,6 +71,12 @@ async def serve(
     # Before the state is locked and read: the usual mistake gets its own message.
     claim(policy.listen, "listen")
     claim(policy.admin_listen, "admin_listen")
+    if config.nginx.mode == "stock":
+        _log.warning(
+            "%s: mode in [nginx] is 'stock', but this version learns from gRPC reports only: it "
+            "does not read VTS and does not rewrite nginx's configuration",
+            config.path,
+        )
     brain = await asyncio.to_thread(build, config, source, board)
     loop = Loop(
         brain,

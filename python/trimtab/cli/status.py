@@ -228,13 +228,14 @@ def _instances(status: Mapping[str, Any], paint: _Paint) -> Iterator[str]:
         return
     yield paint.bold(f"balancers: {len(instances)}")
     for instance in instances:
-        behind = instance.get("generation") != status.get("generation")
+        # A generation behind is usual for an interval after a change; none at all is not.
+        alone = not instance.get("generation")
         uses = instance.get("generation") or "none (static weights)"
         text = (
             f"  {_cut(str(instance.get('name')), 40)}  reported "
             f"{_span(instance.get('age_seconds', 0))} ago, uses generation {uses}"
         )
-        yield paint.alarm(text) if behind else text
+        yield paint.alarm(text) if alone else text
 
 
 def _decisions(status: Mapping[str, Any], paint: _Paint) -> Iterator[str]:
