@@ -1,0 +1,280 @@
+"""The guard: what always holds of weights in force, whatever is proposed."""
+
+import itertools
+import json
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from brains import configuration, proposed
+from trimtab.errors import ConfigError, StateError
+from trimtab.guard import Guard
+from trimtab.model import PeerWeight, UpstreamWeights, Weights
+
+CONFIG = configuration({"a": "", "b": "deadline_seconds = 0.2"}, {"s1:1": 2, "s2:1": None})
+
+
+def guard(config=CONFIG) -> Guard:
+    """A guard of epoch 7 that counts generations from 1."""
+    return Guard(config, 7, itertools.count(1).__next__)
+
+
+def learning_guard(exploration_ratio: float = 0.1) -> Guard:
+    """A guard with neutral's baseline measured: reward 2.0, hardly any variance."""
+    one = guard(configuration(learning=f"exploration_ratio = {exploration_ratio}"))
+    for reward in (2.0, 2.01, 1.99, 2.0):
+        assert one.judge("neutral", "neutral", reward) == ""
+    return one
+
+
+NUMBER = st.one_of(
+    st.floats(allow_nan=True, allow_infinity=True),
+    st.floats(0.01, 100),
+    st.sampled_from([0.0, -1.0, 1.0, 1e300, 1e-300]),
+)
+
+
+@st.composite
+def garbage(draw) -> Weights | None:
+    """Proposals with any numbers, unknown and missing names."""
+    if draw(st.booleans()) and draw(st.booleans()):
+        return None
+    names = draw(st.sets(st.sampled_from(["a", "b", "nobody"])))
+    upstreams = {}
+    for name in names:
+        addresses = draw(st.sets(st.sampled_from(["s1:1", "s2:1", "s9:1"])))
+        upstreams[name] = UpstreamWeights(
+            peers={
+                a: PeerWeight(
+                    weight=draw(NUMBER),
+                    affinity=draw(NUMBER),
+                    rate=draw(NUMBER),
+                    slots=draw(st.none() | NUMBER),
+                    drain=draw(st.booleans()),
+                )
+                for a in addresses
+            },
+            deadline_seconds=draw(st.none() | NUMBER),
+            service_time_seconds=draw(st.none() | NUMBER),
+        )
+    return Weights(upstreams=upstreams)
+
+
+@settings(max_examples=150)
+@given(st.lists(garbage(), min_size=1, max_size=8))
+def test_invariants_hold_whatever_is_proposed(proposals: list[Weights | None]) -> None:
+    """All pairs, no others, finite and bounded numbers, bounded steps, rising generations."""
+    one = guard()
+    held: Weights | None = None
+    for proposal in proposals:
+        verdict = one.admit(proposal, held, "test")
+        weights = verdict.weights
+        assert list(weights.upstreams) == ["a", "b"]
+        for name, upstream in weights.upstreams.items():
+            assert set(upstream.peers) == {"s1:1", "s2:1"}
+            for address, peer in upstream.peers.items():
+                assert 1 / 3 - 1e-12 <= peer.weight <= 3 + 1e-12
+                assert 1 / 20 <= peer.rate <= 20
+                assert 1 / 20 <= peer.affinity <= 20
+                assert peer.slots is None or 1 <= peer.slots <= 65535
+                before = held.upstreams[name].peers[address].weight if held else 1.0
+                assert before / 1.5001 <= peer.weight <= before * 1.5001
+                assert not peer.drain
+            assert upstream.peers["s1:1"].slots == 2
+            for seconds in (upstream.deadline_seconds, upstream.service_time_seconds):
+                assert seconds is None or 1e-5 <= seconds <= 86400
+        assert weights.upstreams["b"].deadline_seconds == 0.2
+        assert weights.epoch == 7
+        if held is None:
+            assert weights.generation == 1
+            assert verdict.changed
+        else:
+            assert verdict.changed == (weights is not held)
+            assert weights.generation == held.generation + verdict.changed
+        held = weights
+
+
+@given(
+    number=st.sampled_from([math.nan, math.inf, -math.inf, 0.0, -1.0]),
+    where=st.sampled_from(["weight", "affinity", "rate", "slots"]),
+)
+def test_number_that_is_none_refuses_the_whole_proposal(number: float, where: str) -> None:
+    """A NaN, an infinity or a nonpositive number anywhere leaves what is in force, and says so."""
+    config = configuration(peers={"s1:1": None, "s2:1": None})
+    one = guard(config)
+    held = one.admit(proposed(config, rate=2.0), None, "first").weights
+    bad = dict(proposed(config, rate=3.0, weight=1.2).upstreams)
+    bad["b"] = UpstreamWeights(peers={"s2:1": PeerWeight(**{where: number})})
+    verdict = one.admit(Weights(upstreams=bad), held, "bad")
+    assert verdict.weights is held
+    assert not verdict.changed
+    assert "s2:1 in b" in verdict.refused
+
+
+@pytest.mark.parametrize("seconds", [math.nan, 0.0, -1.0])
+def test_impossible_times_are_refused(seconds: float) -> None:
+    """A deadline that is no positive number refuses the proposal."""
+    one = guard(configuration())
+    held = one.admit(None, None, "first").weights
+    verdict = one.admit(proposed(configuration(), deadline=seconds), held, "bad")
+    assert verdict.weights is held
+    assert "deadline of a" in verdict.refused
+
+
+def test_first_weights_come_from_the_configuration() -> None:
+    """Without a proposal and without weights in force, everything is neutral and slots are as
+    configured."""
+    weights = guard().admit(None, None, "start").weights
+    assert weights.upstreams["a"].peers == {
+        "s1:1": PeerWeight(slots=2),
+        "s2:1": PeerWeight(slots=None),
+    }
+    assert weights.reason == "start"
+
+
+def test_jitter_is_no_change() -> None:
+    """Differences of up to 2% from what is in force keep it; drift beyond it comes through."""
+    one = guard()
+    held = one.admit(proposed(CONFIG, rate=1.0), None, "first").weights
+    for rate in (1.01, 0.985, 1.019):
+        assert one.admit(proposed(CONFIG, rate=rate), held, "jitter").weights is held
+    moved = one.admit(proposed(CONFIG, rate=1.03), held, "drift").weights
+    assert moved.generation == held.generation + 1
+    assert moved.upstreams["a"].peers["s2:1"].rate == 1.03
+
+
+def test_weights_move_in_bounded_steps_to_their_bound() -> None:
+    """W goes from 1 to its bound of 3 in factors of at most 1.5, and back."""
+    one = guard()
+    held = one.admit(None, None, "start").weights
+    seen = []
+    for _ in range(4):
+        held = one.admit(proposed(CONFIG, weight=50.0), held, "up").weights
+        seen.append(held.upstreams["a"].peers["s1:1"].weight)
+    assert seen == [1.5, 2.25, 3.0, 3.0]
+
+
+def test_pins_and_drains_always_win() -> None:
+    """What the operator said holds whatever is proposed or refused, until it is lifted."""
+    one = guard()
+    held = one.admit(None, None, "start").weights
+    one.pin("a", "s1:1", 2.5)
+    one.drain("s2:1", True)
+    for proposal in (None, proposed(CONFIG, weight=0.5), proposed(CONFIG, weight=math.nan)):
+        held = one.admit(proposal, held, "x").weights
+        assert held.upstreams["a"].peers["s1:1"].weight == 2.5
+        assert held.upstreams["a"].peers["s2:1"].drain
+        assert held.upstreams["b"].peers["s2:1"].drain
+        assert not held.upstreams["b"].peers["s1:1"].drain
+    one.pin("a", "s1:1", None)
+    one.drain("s2:1", False)
+    held = one.admit(proposed(CONFIG), held, "lifted").weights
+    assert held.upstreams["a"].peers["s1:1"].weight == pytest.approx(2.5 / 1.5)
+    assert not held.upstreams["a"].peers["s2:1"].drain
+
+
+@pytest.mark.parametrize(
+    ("upstream", "address", "weight"),
+    [("a", "s9:1", 1.0), ("z", "s1:1", 1.0), ("a", "s1:1", 9.0), ("a", "s1:1", math.nan)],
+)
+def test_wrong_pins_are_refused(upstream: str, address: str, weight: float) -> None:
+    """A pin needs a configured pair and a weight within the bounds."""
+    with pytest.raises(ConfigError):
+        guard().pin(upstream, address, weight)
+
+
+def test_unknown_server_cannot_be_drained() -> None:
+    """A drain needs a configured server."""
+    with pytest.raises(ConfigError, match="s9:1"):
+        guard().drain("s9:1", True)
+
+
+def test_no_generation_no_change() -> None:
+    """When no generation is to be had a change fails, and what is in force still holds."""
+
+    def exhausted() -> int:
+        raise StateError("the disk is full")
+
+    one = guard()
+    held = one.admit(None, None, "start").weights
+    broken = Guard(CONFIG, 7, exhausted)
+    with pytest.raises(StateError):
+        broken.admit(proposed(CONFIG, rate=2.0), held, "x")
+    assert broken.admit(None, held, "x").weights is held
+
+
+def test_two_bad_windows_suspend_a_profile() -> None:
+    """After two windows in a row below neutral's, neutral follows at once, and the profile stays
+    out for twenty decisions; forty the next time."""
+    one = learning_guard()
+    assert one.judge("fast", "neutral", 1.0) == ""
+    assert "back to neutral" in one.judge("fast", "neutral", 1.0)
+    for _ in range(19):
+        assert one.permit("fast", "neutral", exploring=False)[0] == "neutral"
+    assert one.permit("fast", "neutral", exploring=False) == ("fast", "")
+    for _ in range(2):
+        one.judge("fast", "neutral", 1.0)
+    assert one.status()["suspended"] == {"fast": 40}
+
+
+def test_a_good_window_clears_a_bad_one() -> None:
+    """Two bad windows must follow one another."""
+    one = learning_guard()
+    for reward in (1.0, 2.0, 1.0, 2.0, 1.0):
+        assert one.judge("fast", "neutral", reward) == ""
+
+
+def test_rewards_that_are_no_numbers_judge_nothing() -> None:
+    """NaN and infinite rewards neither suspend nor move the baseline."""
+    one = learning_guard()
+    before = one.to_state()
+    for reward in (math.nan, math.inf, -math.inf):
+        assert one.judge("fast", "neutral", reward) == ""
+        assert one.judge("neutral", "neutral", reward) == ""
+    assert one.to_state() == before
+
+
+def test_exploration_waits_for_a_baseline() -> None:
+    """Before neutral was measured three times nothing is explored."""
+    one = guard()
+    profile, reason = one.permit("fast", "neutral", exploring=True)
+    assert profile == "neutral"
+    assert "measured 0 times" in reason
+
+
+@given(st.lists(st.booleans(), min_size=60, max_size=60))
+@settings(max_examples=30)
+def test_exploration_is_limited(dice: list[bool]) -> None:
+    """However the dice fall, at most a quarter of any twenty decisions explore (ratio 0.1)."""
+    one = learning_guard(0.1)
+    done = [
+        one.permit("fast", "neutral", exploring=True)[0] == "fast" if explore else False
+        for explore in dice
+    ]
+    assert all(sum(done[n : n + 20]) <= 5 for n in range(len(done) - 19))
+
+
+def test_state_survives_a_round_trip() -> None:
+    """Baseline, suspensions, pins and drains come back; pins of removed peers do not."""
+    config = configuration()
+    one = guard(config)
+    for _ in range(4):
+        one.judge("neutral", "neutral", 2.0)
+    for _ in range(2):
+        one.judge("fast", "neutral", 0.0)
+    one.pin("a", "s1:1", 2.0)
+    one.drain("s3:1", True)
+    state = json.loads(json.dumps(one.to_state()))
+    two = guard(config)
+    two.restore(state)
+    assert two.status() == one.status()
+    fewer = guard(configuration({"b": ""}, {"s1:1": None}))
+    fewer.restore(state)
+    assert fewer.status()["pins"] == []
+    assert fewer.status()["drains"] == []
+    for key, value in {"pins": [["a", "s1:1", 50.0]], "neutral": [1, math.nan, 0]}.items():
+        with pytest.raises(ValueError):
+            two.restore(state | {key: value})
+    assert two.status() == one.status()
