@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from trimtab import terminal
-from trimtab.bench import report
+from trimtab.bench import page, pictures, report
 from trimtab.bench.balancers.known import BALANCERS, QUICK, chosen
 from trimtab.bench.runner import Plan, Results
 from trimtab.bench.runner import run as run_plan
@@ -74,7 +74,13 @@ def run(arguments: argparse.Namespace) -> int:
     print(report.notes(plan, results))
     plan.directory.mkdir(parents=True, exist_ok=True)
     report.write_json(plan, results, plan.directory / "results.json")
-    print(f"written to {arguments.output}")
+    drawn: dict[str, Path | None] = {}
+    if pictures.available():
+        drawn = {s.name: pictures.draw(plan, results, s) for s in plan.scenarios}
+    else:
+        print("no pictures: matplotlib is missing (pip install 'trimtab[plots]')")
+    page.write_page(plan, results, drawn, plan.directory / "report.html")
+    print(f"written to {arguments.output}: results.json, report.html")
     if caught:
         return 128 + caught
     return 1 if results.problems or results.missing else 0
