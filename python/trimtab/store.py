@@ -57,6 +57,7 @@ class Store:
         self._directory = Path(directory)
         self._wall = wall
         self._lock = -1
+        self._failing = False
         try:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock = os.open(
@@ -114,7 +115,9 @@ class Store:
             except StateError as error:
                 if left <= 0:
                     raise
-                _log.warning("%s; %d reserved generations are left", error, left)
+                if not self._failing:
+                    _log.warning("%s; %d reserved generations are left", error, left)
+                self._failing = True
         self._given += 1
         return self._given
 
@@ -168,6 +171,7 @@ class Store:
         end = self._given + BLOCK
         self._write("generations.json", {"epoch": self._epoch, "reserved": end})
         self._reserved = end
+        self._failing = False
 
     def _read(self, name: str) -> dict[str, Any] | None:
         """The checked body of a file; None when there is no file."""
