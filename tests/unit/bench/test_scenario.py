@@ -6,6 +6,7 @@ import pytest
 from trimtab.bench.scenario import find, names, scenario_bounds, schedule, simulator_input
 from trimtab.errors import ConfigError
 from trimtab.twin.bounds import summary
+from trimtab.twin.compiled import AVAILABLE
 from trimtab.twin.events import Rule, simulate
 
 
@@ -84,7 +85,7 @@ def test_bursts_keep_the_mean_rate() -> None:
 def test_bounds_hold_for_every_scenario(name: str) -> None:
     """Deadline order beats least_conn in simulation everywhere; nothing fails in it needlessly."""
     scenario = find(name)
-    drawn = schedule(scenario, 2, 30.0)
+    drawn = schedule(scenario, 2, 30.0 if AVAILABLE else 10.0)
     servers, requests, timeline = simulator_input(scenario, drawn)
     found = scenario_bounds(scenario, drawn)["central queue in deadline order"]
     records = simulate(servers, requests, Rule(name="least_conn"), timeline)
