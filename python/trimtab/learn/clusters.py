@@ -101,14 +101,18 @@ class Clusters:
     def classify(self, features: Features) -> State:
         """The state of an observation; names that the mixture does not know are ignored.
 
-        With nothing known it is the heaviest cluster, not outside.
+        With nothing known of the mixture's columns it is the heaviest cluster.
         """
         z = self._scaled(features)
         seen = np.isfinite(z)
         d = int(seen.sum())
         if d == 0:
             heaviest = int(self.weights.argmax())
-            return State(index=self.identities[heaviest], log_likelihood=0.0, outside=False)
+            return State(
+                index=self.identities[heaviest],
+                log_likelihood=0.0,
+                outside=self._moved(features),
+            )
         away = z[seen] - self.means[:, seen]
         covariances = self.covariances[:, seen][:, :, seen]
         distances = np.einsum(

@@ -38,6 +38,9 @@ PROOF_VISITS: Final = 4
 # One imaginary transition spread over all states: nothing is impossible.
 SMOOTHING: Final = 1.0
 
+# −log(0.01 + ART per request) lies between −30 and 5; what is far beyond is a fault.
+MOST_REWARD: Final = 1000.0
+
 # Visits beyond this no longer make the variance surer: it forgets like the mean.
 MOST_VISITS: Final = round(1 / LEAST_STEP)
 
@@ -144,8 +147,8 @@ class QTable:
         return Choice(action=best, exploring=False, reason=reason)
 
     def learn(self, state: int, action: int, reward: float, next_state: int) -> None:
-        """Take one transition in. A reward that is not finite is ignored."""
-        if not math.isfinite(reward):
+        """Take one transition in. A reward that is no number, or an absurd one, is ignored."""
+        if not abs(reward) <= MOST_REWARD:
             return
         entry = self._state(state)
         after = self._states.get(next_state)
