@@ -300,6 +300,7 @@ async def run(plan: Plan, report: Report) -> Outcome:
     text = re.sub(
         r"(?m)^state_directory *=.*$", f"state_directory = {json.dumps(str(state))}", text
     )
+    text = re.sub(r"(?m)^observe_seconds *=.*$", f"observe_seconds = {plan.seconds:g}", text)
     path.write_text(_with_deadlines(text, deadlines), encoding="utf-8")
     checked = config.load(path)
     stage.checked = checked
@@ -313,4 +314,5 @@ async def run(plan: Plan, report: Report) -> Outcome:
             results[balancer] = await stage.part(balancer, schedule, reporter(label), *others)
             done += plan.seconds
         status = _status(checked)
+    (directory / "status.json").write_text(json.dumps(status, indent=1), encoding="utf-8")
     return Outcome(deadlines=deadlines, results=results, status=status)

@@ -14,6 +14,9 @@ from trimtab.terminal import Progress, table
 
 __all__ = ["add_arguments", "run"]
 
+# The states table stays shorter than a screen.
+MOST_STATES: Final = 8
+
 EPILOG: Final = """\
 Three social-network nodes of speeds 1 : 2 : 4, nginx in front and the policy server, all on
 loopback, and the same seeded open-loop load through nginx's round robin, its least_conn, and
@@ -170,9 +173,48 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _state_rows(status: Mapping[str, Any]) -> list[list[str]]:
+    """A row a state: its share of the observations, and the means that tell states apart."""
+    upstreams = status["upstreams"]
+    addresses = list(dict.fromkeys(a for u in upstreams.values() for a in u["peers"]))
+    rows = []
+    for cluster in sorted(status["clusters"], key=lambda c: -c["share"])[:MOST_STATES]:
+        means = cluster["means"]
+        in_flight = "/".join(f"{means.get(f'in_flight/{a}', 0.0):.1f}" for a in addresses)
+        response = "/".join(
+            _milliseconds(means.get(f"response_time_seconds/{name}", float("nan")))
+            for name in upstreams
+        )
+        rate = sum(means.get(f"requests_per_second/{name}", 0.0) for name in upstreams)
+        rows.append(
+            [str(cluster["index"]), f"{cluster['share']:.0%}", f"{rate:.0f}", in_flight, response]
+        )
+    return rows
+
+
+def _states(status: Mapping[str, Any]) -> str:
+    clusters = status["clusters"]
+    if not clusters:
+        return "States: none yet; the observation was not over."
+    state = status["state"]
+    lines = [
+        f"States: {len(clusters)} from {status['observations']} observations; at the end "
+        f"{'none' if state is None else 'state ' + str(state['index'])}, "
+        f"profile {status['profile']} ({status['decision']})."
+    ]
+    header = ["state", "seen", "req/s", "in flight by peer", "response ms by class"]
+    lines.append(table(header, _state_rows(status)))
+    if len(clusters) > MOST_STATES:
+        lines.append(f"and {len(clusters) - MOST_STATES} rarer ones: status.json has them all")
+    return "\n".join(lines)
+
+
 def _status_lines(outcome: Any) -> str:
     shares = {name: outcome.results["trimtab"].summary(name).peers for name in outcome.deadlines}
     status = outcome.status
-    return f"Trimtab's weights at the end (generation {status['generation']}):\n" + _weights(
-        status, shares
+    return (
+        f"Trimtab's weights at the end (generation {status['generation']}):\n"
+        + _weights(status, shares)
+        + "\n\n"
+        + _states(status)
     )
