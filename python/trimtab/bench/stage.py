@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from trimtab.children import Child
+from trimtab.config import split_address
 from trimtab.demo.scenario import Scenario
 from trimtab.errors import TrimtabError
 
-__all__ = ["Stage", "free_ports"]
+__all__ = ["Stage", "free_ports", "listens"]
 
 # Below the range from which Linux takes the ports of outgoing connections (32768 on), or one of
 # ours might be taken between two runs.
@@ -37,6 +38,15 @@ def free_ports(count: int) -> int:
                 continue
             return first
     raise TrimtabError(f"found no {count} free ports in a row on 127.0.0.1 in {_TRIES} tries")
+
+
+def listens(address: str) -> bool:
+    """Whether something accepts connections there."""
+    try:
+        socket.create_connection(split_address(address), timeout=1.0).close()
+    except OSError:
+        return False
+    return True
 
 
 class Stage:

@@ -21,6 +21,8 @@ QUICK_SCENARIOS: Final = ("speeds", "slowdown", "three-classes", "sharing")
 QUICK_SECONDS: Final = 10.0
 # Long enough for a slowdown of ten seconds in the middle.
 FULL_SECONDS: Final = 30.0
+# Of one round of `trimtab bench cost`.
+COST_SECONDS: Final = 4.0
 
 EPILOG: Final = f"""\
 scenarios: {", ".join(names())}, or a .toml file
@@ -36,12 +38,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.epilog = EPILOG
     parser.add_argument(
+        "what", nargs="?", choices=("compare", "cost"), default="compare",
+        help="compare balancers (default), or measure what a request costs them in processor time",
+    )  # fmt: skip
+    parser.add_argument(
         "--scenario", nargs="+", metavar="NAME", help="run these (default: a short set)"
     )
     parser.add_argument(
         "--balancer", nargs="+", metavar="NAME", help="run these (default: a short set)"
     )
-    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="1 to N (default 3)")
+    parser.add_argument(
+        "--seeds", type=int, default=3, metavar="N", help="1 to N; rounds of cost (default 3)"
+    )
     parser.add_argument("--duration", type=float, metavar="S", help="seconds of each run")
     parser.add_argument(
         "--full", action="store_true",
@@ -62,6 +70,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.list:
         _list()
         return 0
+    if arguments.what == "cost":
+        return _cost(arguments)
     plan = _plan(arguments)
     results = Results()
     with terminal.Progress(plan.total_seconds) as bar:
@@ -105,17 +115,43 @@ async def _interruptible(plan: Plan, results: Results, bar: terminal.Progress) -
     return caught[0] if caught else 0
 
 
+def _lengths(arguments: argparse.Namespace, default_seconds: float) -> tuple[int, float]:
+    """Seeds (or rounds) and seconds of a run, checked."""
+    if not 1 <= arguments.seeds <= 1000:
+        raise ConfigError(f"--seeds {arguments.seeds}: it must be from 1 to 1000")
+    seconds = default_seconds if arguments.duration is None else arguments.duration
+    if not 1 <= seconds <= 86400:
+        raise ConfigError(f"--duration {seconds:g}: it must be from 1 to 86400 seconds")
+    return arguments.seeds, seconds
+
+
+def _cost(arguments: argparse.Namespace) -> int:
+    """`trimtab bench cost`; 1 when requests failed."""
+    from trimtab.bench import cost
+
+    rounds, seconds = _lengths(arguments, COST_SECONDS)
+    found = cost.Cost()
+    status = 0
+    with terminal.Progress(cost.total_seconds(seconds, rounds)) as bar:
+        try:
+            cost.measure(
+                arguments.output.absolute() / "cost",
+                seconds=seconds,
+                rounds=rounds,
+                cost=found,
+                report=bar.update,
+            )
+        except KeyboardInterrupt:
+            status = 130
+    print(cost.table_of(found))
+    return status or int(found.errors > 0)
+
+
 def _plan(arguments: argparse.Namespace) -> Plan:
     full = arguments.full
     scenarios = arguments.scenario or (names() if full else QUICK_SCENARIOS)
     balancers = arguments.balancer or ([b.name for b in BALANCERS] if full else QUICK)
-    if not 1 <= arguments.seeds <= 1000:
-        raise ConfigError(f"--seeds {arguments.seeds}: it must be from 1 to 1000")
-    seconds = arguments.duration
-    if seconds is None:
-        seconds = FULL_SECONDS if full else QUICK_SECONDS
-    if not 1 <= seconds <= 86400:
-        raise ConfigError(f"--duration {seconds:g}: it must be from 1 to 86400 seconds")
+    _, seconds = _lengths(arguments, FULL_SECONDS if full else QUICK_SECONDS)
     return Plan(
         scenarios=[find(name) for name in dict.fromkeys(scenarios)],
         balancers=chosen(balancers),

@@ -1,13 +1,12 @@
 """HAProxy: one thread, one backend of all servers, a private configuration."""
 
 import shutil
-import socket
 from dataclasses import dataclass
 from typing import Final
 
 from trimtab.bench.balancers.base import Running, Site, cpu_seconds
+from trimtab.bench.stage import listens
 from trimtab.children import Child
-from trimtab.config import split_address
 
 __all__ = ["Haproxy"]
 
@@ -94,16 +93,8 @@ class Haproxy:
             "HAProxy", ["haproxy", "-db", "-f", str(path)], log=site.directory / "haproxy.log"
         )
         try:
-            child.wait_until(lambda: _listens(site.listen), seconds=_START_SECONDS)
+            child.wait_until(lambda: listens(site.listen), seconds=_START_SECONDS)
         except BaseException:
             child.stop()
             raise
         return _Running(child)
-
-
-def _listens(address: str) -> bool:
-    try:
-        socket.create_connection(split_address(address), timeout=1.0).close()
-    except OSError:
-        return False
-    return True
