@@ -169,7 +169,14 @@ class Hooked:
         self.used.update(changes)
         self.write(**self.used)
         self.process.send_signal(signal.SIGHUP)
-        until(lambda: self.snapshot()["configurations"] > before)
+        workers = self.used.get("workers", 1)
+
+        def is_done() -> bool:
+            snapshot = self.snapshot()
+            new = [w for w in snapshot["workers"] if w["generation"] > before]
+            return len(new) == workers
+
+        until(is_done)
 
     @property
     def log(self) -> str:
@@ -256,7 +263,7 @@ def hooked(
             text = (directory / "logs" / "stderr").read_text()
             assert process.poll() is None, text + running.log
             try:
-                return bool(running.snapshot()["workers"])
+                return len(running.workers()) == used.get("workers", 1)
             except (OSError, http.client.HTTPException):
                 return False
 

@@ -3,24 +3,18 @@
 --
 -- A row has one writer, so its counters lose nothing; a sum over rows is
 -- exact at rest and right to the last nanoseconds otherwise. Gauges (in
--- flight, work) are summed over the rows of living workers. Counters of a
--- row survive its worker: the next owner of the row counts on, and rows are
--- summed whether owned or not. When a worker is found dead its gauges are
--- dropped (its connections to the peers are closed).
+-- flight, work) are summed over the rows of living workers: see rows.lua.
 --
 -- Time integrals per server need the number in flight over all workers.
 -- Whoever changes it adds the seconds since the last change, by anyone, to
 -- its own row. Two workers that change the same server within nanoseconds
 -- count the same seconds twice or not at all; statistics can bear that.
-local libc = require("resty.trimtab.libc")
 local mapping = require("resty.trimtab.mapping")
 local rule = require("resty.trimtab.rule")
 
 local advance = rule.advance
-local clock = libc.monotonic
 local error_ratio = rule.error_ratio
 local floor = math.floor
-local is_alive = libc.is_alive
 local log = math.log
 local max = math.max
 local min = math.min
@@ -60,13 +54,13 @@ local servers, slots, prior
 local tau, mean_service = 0.3, 0.01
 
 
--- Uses this mapping, and this registry's servers; without a row yet.
-function _M.open(shared, registry)
+-- Counts in this row of the mapping, for this registry's servers.
+function _M.open(shared, registry, row)
     map, head = shared, shared.head
     done, busy, last = map.done, map.busy, map.last
     rate, err = map.rate, map.error
     servers, slots, prior = registry.servers, registry.slots, registry.prior
-    own, seen_stamp = nil, -1
+    own, seen_stamp = row, -1
 end
 
 
@@ -74,52 +68,6 @@ end
 function _M.tune(seconds)
     mean_service = seconds
     tau = min(MAX_TAU_SECONDS, max(MIN_TAU_SECONDS, TAU_SERVICES * seconds))
-end
-
-
--- Drops what a dead worker had in flight.
-local function clear(row, now)
-    for i = 0, tonumber(head.addresses) - 1 do
-        row.in_flight[i] = 0
-        row.work[i] = 0
-    end
-    for i = 0, tonumber(head.pairs) - 1 do
-        local pair = row.pairs[i]
-        pair.in_flight_seconds = pair.in_flight_seconds
-                                 + pair.in_flight * max(0, now - pair.last)
-        pair.in_flight = 0
-        pair.last = now
-    end
-    for i = 0, tonumber(head.upstreams) - 1 do
-        row.classes[i].in_flight = 0
-    end
-end
-
-
--- Takes a row for this worker. The usual one is of its generation and id; a
--- respawned worker thereby clears what its predecessor left. Where an older
--- worker still drains there, a free one of another generation.
--- Returns the row's index, or nil when every candidate is in use.
-function _M.claim(dict, pid, generation, id)
-    local stride = tonumber(head.stride)
-    mapping.locked(dict, function()
-        for g = 0, mapping.GENERATIONS - 1 do
-            local index = (generation + g) % mapping.GENERATIONS * stride + id
-            local owner = map.owners[index]
-            local holder = tonumber(owner.pid)
-            if holder == 0 or holder == pid or not is_alive(holder) then
-                own = mapping.row(map, index)
-                clear(own, clock())
-                owner.pid = pid
-                owner.generation = generation
-                owner.id = id
-                owner.claims = owner.claims + 1
-                head.rows_stamp = head.rows_stamp + 1
-                break
-            end
-        end
-    end)
-    return own and own.index
 end
 
 
@@ -342,35 +290,6 @@ end
 function _M.class_unknown(u)
     local class = own.classes[u]
     class.unknown = class.unknown + 1
-end
-
-
--- Drops the gauges of rows whose worker is gone. From a timer.
-function _M.sweep(dict)
-    local dead = {}
-    for i = 0, tonumber(head.rows) - 1 do
-        local pid = tonumber(map.owners[i].pid)
-        if pid ~= 0 and not is_alive(pid) then
-            dead[i] = pid
-        end
-    end
-    if not next(dead) then
-        return 0
-    end
-    local count = 0
-    mapping.locked(dict, function()
-        local now = clock()
-        for i, pid in pairs(dead) do
-            -- It may have been respawned, or swept by another, meanwhile.
-            if map.owners[i].pid == pid then
-                clear(mapping.row(map, i), now)
-                map.owners[i].pid = 0
-                head.rows_stamp = head.rows_stamp + 1
-                count = count + 1
-            end
-        end
-    end)
-    return count
 end
 
 

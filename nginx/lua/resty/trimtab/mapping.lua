@@ -9,9 +9,7 @@
 --
 -- Parts, all of doubles (exact to 2^53, and one store is never torn):
 --     head       one trimtab_head
---     names      upstreams and addresses, and the pairs of them in use, in
---                the order of their first appearance; only ever appended to,
---                by the master alone, so an index keeps its meaning
+--     names      of upstreams, addresses and pairs: see names.lua
 --     servers    a struct of arrays per address that all workers write
 --     services   per pair, written by all
 --     rows       per worker, written by that worker alone: see counters.lua
@@ -25,8 +23,6 @@ local ffi = require("ffi")
 local libc = require("resty.trimtab.libc")
 
 local cast = ffi.cast
-local error = error
-local ffi_string = ffi.string
 local floor = math.floor
 local format = string.format
 local max = math.max
@@ -247,85 +243,6 @@ function _M.attach(dict, addresses, pairs_, workers, wall_seconds)
         return nil, "failed to keep the mapping's address: " .. err
     end
     return map, true
-end
-
-
-local function name_at(names, index)
-    return ffi_string(names[index].text, names[index].length)
-end
-
-
-local function index_of(names, count, text)
-    for i = 0, count - 1 do
-        if names[i].length == #text and name_at(names, i) == text then
-            return i
-        end
-    end
-end
-
-
--- The index of a name, appended where it is new. `field` counts the names in
--- the head.
-local function intern(map, names, field, capacity, text, what)
-    local count = tonumber(map.head[field])
-    local index = index_of(names, count, text)
-    if index then
-        return index
-    end
-    if count >= capacity then
-        error(format("trimtab: the counters have room for %d %s, all taken "
-                     .. "since nginx started (removed ones count): restart "
-                     .. "nginx", capacity, what), 0)
-    end
-    names[count].length = #text
-    ffi.copy(names[count].text, text, #text)
-    map.head[field] = count + 1
-    return count
-end
-
-
--- Index of an upstream. Master only (init_by_lua); raises when full.
-function _M.upstream_index(map, name)
-    return intern(map, map.upstream_names, "upstreams", MAX_UPSTREAMS, name,
-                  "upstreams")
-end
-
-
--- Index of an address, likewise.
-function _M.address_index(map, address)
-    local head = map.head
-    local before = tonumber(head.addresses)
-    local index = intern(map, map.address_names, "addresses",
-                         tonumber(head.address_capacity), address,
-                         "addresses")
-    if index == before then
-        map.rate[index] = 1
-    end
-    return index
-end
-
-
--- Index of a pair of upstream and address, likewise.
-function _M.pair_index(map, upstream, address)
-    local count = tonumber(map.head.pairs)
-    local pair_names = map.pair_names
-    for i = 0, count - 1 do
-        if pair_names[i].upstream == upstream
-           and pair_names[i].address == address
-        then
-            return i
-        end
-    end
-    local capacity = tonumber(map.head.pair_capacity)
-    if count >= capacity then
-        error(format("trimtab: the counters have room for %d pairs of "
-                     .. "upstream and peer, all taken since nginx started "
-                     .. "(removed ones count): restart nginx", capacity), 0)
-    end
-    pair_names[count].upstream = upstream
-    pair_names[count].address = address
-    map.head.pairs = count + 1
-    return count
 end
 
 

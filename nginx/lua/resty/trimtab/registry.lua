@@ -16,13 +16,16 @@
 -- Weights come from the policy server, or are the static ones: the same code
 -- puts either in force, so that nothing of the one is left under the other.
 local ffi = require("ffi")
-local mapping = require("resty.trimtab.mapping")
+local names_of = require("resty.trimtab.names")
 
+local address_index = names_of.address_index
 local concat = table.concat
 local ipairs = ipairs
 local new = ffi.new
+local pair_index = names_of.pair_index
 local pairs = pairs
 local tonumber = tonumber
+local upstream_index = names_of.upstream_index
 
 -- A service time before the first one is seen. Only the ratio between
 -- classes matters, and then all are alike.
@@ -35,7 +38,7 @@ local function new_upstream(map, settings)
     local count = #settings.peers
     local upstream = {
         name = settings.name,
-        index = mapping.upstream_index(map, settings.name),
+        index = upstream_index(map, settings.name),
         priority = settings.priority,
         static_deadline = settings.deadline_seconds or 0,
         deadline = 0,
@@ -58,11 +61,11 @@ local function new_upstream(map, settings)
     end
     for p, peer in ipairs(settings.peers) do
         local address = peer.address
-        local server = mapping.address_index(map, address)
+        local server = address_index(map, address)
         upstream.addresses[p] = address
         upstream.position[address] = p - 1
         upstream.server[p - 1] = server
-        upstream.pair[p - 1] = mapping.pair_index(map, upstream.index, server)
+        upstream.pair[p - 1] = pair_index(map, upstream.index, server)
         upstream.configured_weight[p - 1] = peer.weight
         upstream.static_weight[p - 1] = peer.weight * count / sum
         upstream.can_pick = upstream.can_pick and peer.is_literal

@@ -61,8 +61,7 @@ local function new_record()
         key = 0,
         upstream = false,    -- of the pass that is under way
         arrival = 0,         -- seconds, when that pass began
-        position = -1,       -- of the peer being tried; -1: none
-        server = -1,
+        server = -1,         -- of the try under way; -1: none
         pair = -1,
         work = 0,            -- what the try added to the server's work
         began = 0,           -- seconds, when the try began

@@ -137,12 +137,20 @@ function _M.parse(text, path)
         fail(path, "balance must be true or false", t.balance)
     end
     local upstreams, seen = {}, {}
+    local addresses, address_count, pair_count = {}, 0, 0
     for u, upstream in ipairs(list(path, t.upstreams, "upstreams")) do
         upstreams[u] = read_upstream(path, upstream)
         if seen[upstreams[u].name] then
             fail(path, "names of upstreams must differ", upstreams[u].name)
         end
         seen[upstreams[u].name] = true
+        for _, peer in ipairs(upstreams[u].peers) do
+            pair_count = pair_count + 1
+            if not addresses[peer.address] then
+                addresses[peer.address] = true
+                address_count = address_count + 1
+            end
+        end
     end
     if #upstreams > MAX_UPSTREAMS then
         fail(path, "at most " .. MAX_UPSTREAMS .. " upstreams", #upstreams)
@@ -156,6 +164,8 @@ function _M.parse(text, path)
         bridge_port = tonumber(port),
         balance = t.balance ~= false,
         upstreams = upstreams,
+        address_count = address_count,
+        pair_count = pair_count,
     }
 end
 

@@ -1,4 +1,4 @@
--- Numbers out of nginx's variables, without making Lua strings.
+-- nginx's variables; numbers without making Lua strings.
 --
 -- ngx.var makes a string a read, which at five reads a request is most of
 -- the garbage of the log phase. This calls the same function of the Lua
@@ -10,7 +10,9 @@ local ffi = require("ffi")
 
 local C = ffi.C
 local FFI_OK = base.FFI_OK
+local ffi_string = ffi.string
 local new = ffi.new
+local tonumber = tonumber
 
 local _M = {}
 
@@ -31,6 +33,14 @@ end
 -- Whether the variable has any text.
 function _M.has_text(request, name)
     return get(request, name) and value_length[0] > 0
+end
+
+
+-- The text of a variable, or nil.
+function _M.text(request, name)
+    if get(request, name) then
+        return ffi_string(value[0], value_length[0])
+    end
 end
 
 

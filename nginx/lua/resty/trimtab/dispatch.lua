@@ -1,0 +1,152 @@
+-- The balancer phase: picks a peer for the next try, and counts it.
+local base = require("resty.core.base")
+local counters = require("resty.trimtab.counters")
+local ffi = require("ffi")
+local libc = require("resty.trimtab.libc")
+local ngx_balancer = require("ngx.balancer")
+local passes = require("resty.trimtab.passes")
+local requests = require("resty.trimtab.requests")
+local rule = require("resty.trimtab.rule")
+local weights = require("resty.trimtab.weights")
+
+local clock = libc.monotonic
+local end_try = passes.end_try
+local enter = passes.enter
+local find = requests.find
+local floor = math.floor
+local get_last_failure = ngx_balancer.get_last_failure
+local get_request = base.get_request
+local key_of = requests.key
+local max = math.max
+local new = ffi.new
+local set_current_peer = ngx_balancer.set_current_peer
+local tonumber = tonumber
+
+local SUCCESS, FAILURE = passes.SUCCESS, passes.FAILURE
+
+local _M = {}
+
+local registry, dict, map
+
+-- What the rule reads and writes for one pick: per server, and per peer.
+local in_flight, work, scores, skip
+local seed
+
+
+-- Picks for this registry from now on.
+function _M.open(a_registry, a_dict, pid)
+    registry, dict, map = a_registry, a_dict, a_registry.map
+    local capacity = tonumber(map.head.address_capacity)
+    local most = 0
+    for _, upstream in ipairs(registry.upstreams) do
+        most = max(most, upstream.count)
+    end
+    in_flight = new("double[?]", capacity)
+    work = new("double[?]", capacity)
+    scores = new("double[?]", most)
+    skip = new("double[?]", most)
+    -- Workers that are forked from one master must not draw alike.
+    seed = (pid * 48271 + floor(clock() * 1e6)) % 2147483646 + 1
+end
+
+
+-- A number in [0, 1). Park and Miller's generator: exact in doubles, and it
+-- leaves math.random's state to others.
+local function uniform()
+    seed = seed * 16807 % 2147483647
+    return seed / 2147483647
+end
+
+
+local function pick(upstream, mask)
+    return rule.pick(upstream.count, upstream.server, upstream.weight,
+                     upstream.affinity, mask, upstream.service, in_flight,
+                     work, map.rate, map.error, registry.slots, uniform(),
+                     scores)
+end
+
+
+-- The peer for the next try, from 0, or -1 when all are drained.
+local function choose(upstream, record)
+    local count = upstream.count
+    counters.gather(count, upstream.server, in_flight, work)
+    if record.tries > 0 then
+        for p = 0, count - 1 do
+            skip[p] = upstream.skip[p]
+        end
+        for t = 1, record.tries do
+            skip[record.tried[t]] = 1
+        end
+        local p = pick(upstream, skip)
+        if p >= 0 then
+            return p
+        end
+        -- All were tried: again the best of all.
+    end
+    return pick(upstream, upstream.skip)
+end
+
+
+-- The record of the pass for which nginx wants a peer. On a retry it ends
+-- the try before.
+local function current_record(upstream, now)
+    local request = get_request()
+    local record = find(key_of(request))
+    if not record or record.upstream ~= upstream then
+        return enter(request, upstream, now)
+    end
+    if record.server < 0 then
+        return record
+    end
+    local state = get_last_failure()
+    if not state then
+        -- An internal redirect to a location without our access hook.
+        return enter(request, upstream, now)
+    end
+    -- "next" is a 403 or 404 that proxy_next_upstream names: an answer.
+    end_try(record, now, state == "next" and SUCCESS or FAILURE)
+    return record
+end
+
+
+-- Picks a peer and tells nginx. Leaves the pick to nginx's own balancer for
+-- the rest of the pass when it cannot. Returns true, or nil and an error.
+function _M.place(upstream)
+    if not upstream.can_pick then
+        return true
+    end
+    local now = clock()
+    local record = current_record(upstream, now)
+    if record.is_fallback then
+        return true
+    end
+    weights.follow(registry, dict, now)
+    counters.touch(now)
+    local p = choose(upstream, record)
+    if p < 0 then
+        -- nginx's own balancer knows no drain, but an answer is better than
+        -- none.
+        record.is_fallback = true
+        return true
+    end
+    local ok, err = set_current_peer(upstream.addresses[p + 1])
+    if not ok then
+        record.is_fallback = true
+        return nil, upstream.addresses[p + 1] .. ": " .. err
+    end
+    local own_work = upstream.service * upstream.affinity[p]
+    local i = upstream.server[p]
+    record.is_unqueued = counters.start(i, upstream.pair[p], own_work, now)
+    record.pair = upstream.pair[p]
+    record.work = own_work
+    record.began = now
+    record.tries = record.tries + 1
+    record.tried[record.tries] = p
+    record.entries = record.entries + 1
+    -- Last: from here on the try is released.
+    record.server = i
+    return true
+end
+
+
+return _M

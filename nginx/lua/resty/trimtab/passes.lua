@@ -1,0 +1,248 @@
+-- Passes and tries: what begins and ends for a request, and how each end is
+-- counted.
+--
+-- A *pass* is one handling by one upstream: a request has one, or several
+-- where internal redirects (error_page, X-Accel-Redirect) lead it on. A *try*
+-- is one peer in a pass. Where another pass begins the one before is counted
+-- as a request of its class, and its try ends.
+local counters = require("resty.trimtab.counters")
+local libc = require("resty.trimtab.libc")
+local requests = require("resty.trimtab.requests")
+local services = require("resty.trimtab.services")
+local tries_module = require("resty.trimtab.tries")
+local variables = require("resty.trimtab.variables")
+
+local clock = libc.monotonic
+local find = requests.find
+local get_method = ngx.req.get_method
+local get_record = requests.get
+local has_text = variables.has_text
+local key_of = requests.key
+local last_number = variables.last_number
+local text = variables.text
+
+-- nginx's clock has milliseconds and stands still within an iteration of its
+-- event loop: our own time of a try is believed up to this much beyond it.
+local CLOCK_SLACK_SECONDS = 0.002
+
+-- Of a try. A client that goes away says nothing about the peer.
+local SUCCESS, NEITHER, FAILURE = 1, 0, -1
+
+local _M = { SUCCESS = SUCCESS, FAILURE = FAILURE }
+
+local registry
+
+
+-- Counts for this registry.
+function _M.open(a_registry)
+    registry = a_registry
+end
+
+
+-- Ends the try under way.
+local function end_try(record, now, outcome)
+    local i = record.server
+    record.server = -1
+    counters.finish(i, record.pair, record.work, now, outcome)
+end
+
+
+-- Releases what the record holds, with no word on how it went.
+local function release(record)
+    if record.server >= 0 then
+        end_try(record, clock(), NEITHER)
+    end
+    if record.is_counted then
+        record.is_counted = false
+        counters.class_in_flight(record.upstream.index, -1)
+    end
+end
+
+
+-- Ends a record whose request is gone.
+local function abandon(record)
+    release(record)
+    requests.remove(record)
+end
+
+
+local function begin_pass(record, upstream, now)
+    record.upstream = upstream
+    record.arrival = now
+    record.server = -1
+    record.tries = 0
+    record.is_fallback = false
+    record.is_counted = false
+end
+
+
+-- Whether the peer ended its answer before its announced length, which nginx
+-- logs but does not say in the status, as that was already sent.
+local function is_cut(request, status)
+    if status ~= 200 and status ~= 206 then
+        return false
+    end
+    local announced = last_number(request, "upstream_http_content_length")
+    if not announced then
+        return false
+    end
+    local taken = last_number(request, "upstream_response_length")
+    return taken ~= nil and taken < announced and get_method() ~= "HEAD"
+end
+
+
+-- The outcome of a try that ended with this status (less than 100: none).
+local function outcome_of(request, status, is_final)
+    if status >= 500 then
+        return FAILURE
+    end
+    if status < 100 then
+        return NEITHER
+    end
+    if is_final then
+        if not has_text(request, "request_completion") then
+            -- The client went away.
+            return NEITHER
+        end
+        if is_cut(request, status) then
+            return FAILURE
+        end
+    end
+    return SUCCESS
+end
+
+
+local function count_request(request, q, status, seconds, upstream)
+    local received = last_number(request, "upstream_bytes_received")
+    counters.request(q, status, seconds,
+                     last_number(request, "request_length") or 0,
+                     received and received > 0 and received or 0,
+                     upstream.deadline)
+end
+
+
+-- The pass ends with the try that we placed.
+local function end_placed(record, request, now, is_final)
+    local status = last_number(request, "upstream_status")
+    if not status then
+        -- Not the request that made this record.
+        return release(record)
+    end
+    local outcome = outcome_of(request, status, is_final)
+    if status < 100 then
+        status = ngx.status
+    end
+    local seconds = now - record.began
+    local coarse = last_number(request, "upstream_response_time")
+    if coarse and coarse >= 0 and seconds > coarse + CLOCK_SLACK_SECONDS then
+        -- A slow client: the peer was done earlier.
+        seconds = coarse
+    end
+    local q = record.pair
+    end_try(record, now, outcome)
+    if outcome == SUCCESS and record.is_unqueued then
+        counters.unqueued(q, seconds)
+        if services.sample(registry.map.services, q, seconds) then
+            services.refresh(registry)
+        end
+    end
+    count_request(request, q, status,
+                  record.began - record.arrival + seconds, record.upstream)
+end
+
+
+-- The pass ends, and nginx's own balancer placed its tries: count them by
+-- nginx's account. `skipped` entries are accounted for.
+local function end_unplaced(upstream, request, arrival, skipped, now)
+    local tries = tries_module.parse(text(request, "upstream_addr"),
+                                     text(request, "upstream_status"),
+                                     text(request, "upstream_response_time"))
+    local last, last_pair
+    local sum = 0
+    for t = skipped + 1, #tries do
+        local try = tries[t]
+        local p = upstream.position[try.address]
+        last, last_pair = try, nil
+        sum = sum + try.seconds
+        if p then
+            last_pair = upstream.pair[p]
+            local outcome = try.status >= 500 and FAILURE
+                            or try.status >= 100 and SUCCESS or NEITHER
+            counters.past_try(upstream.server[p], last_pair, try.seconds,
+                              outcome)
+        else
+            counters.class_unknown(upstream.index)
+        end
+    end
+    if not last then
+        return
+    end
+    counters.class_unplaced(upstream.index)
+    if last_pair then
+        -- From arrival, but without a slow client's part; the milliseconds
+        -- of nginx's account may add up to more than ours.
+        local seconds = sum
+        if arrival then
+            local elapsed = now - arrival
+            if elapsed <= sum + CLOCK_SLACK_SECONDS * #tries then
+                seconds = elapsed
+            end
+        end
+        local status = last.status >= 100 and last.status or ngx.status
+        count_request(request, last_pair, status, seconds, upstream)
+    end
+    return #tries
+end
+
+
+local function end_pass(record, request, now, is_final)
+    if record.is_counted then
+        record.is_counted = false
+        counters.class_in_flight(record.upstream.index, -1)
+    end
+    if record.server >= 0 then
+        end_placed(record, request, now, is_final)
+    elseif record.upstream then
+        record.entries = end_unplaced(record.upstream, request,
+                                      record.arrival, record.entries, now)
+                         or record.entries
+    end
+end
+
+
+-- A pass begins: the record of this request, new or known. Ends a pass that
+-- it was in.
+function _M.enter(request, upstream, now)
+    local key = key_of(request)
+    local record, dead = find(key)
+    if dead then
+        abandon(dead)
+    end
+    if record then
+        end_pass(record, request, now, false)
+    else
+        record = requests.add(request, key)
+    end
+    begin_pass(record, upstream, now)
+    return record
+end
+
+
+-- The request ends. Where it has no record, its tries at `upstream` (or nil)
+-- are counted by nginx's account.
+function _M.leave(request, upstream, now)
+    local record = get_record(key_of(request))
+    if record then
+        end_pass(record, request, now, true)
+        return requests.remove(record)
+    end
+    if upstream then
+        end_unplaced(upstream, request, nil, 0, now)
+    end
+end
+
+
+_M.abandon = abandon
+_M.end_try = end_try
+
+return _M
