@@ -370,6 +370,10 @@ class Controller:
             }
         )
 
+    def close(self) -> None:
+        """Let go of the state directory, without saving."""
+        self._store.close()
+
     def _restore(self) -> bool:
         """Take the saved state in, if there is one; whether there was. What is of another shape
         (another version's) is kept aside, and the parts that did not understand it start fresh."""

@@ -1,0 +1,188 @@
+"""Policies: observations to states, states to profiles, profiles to proposals."""
+
+import json
+
+import pytest
+
+from brains import configuration
+from trimtab.estimate import Estimates, Slots
+from trimtab.learn.features import Features
+from trimtab.policy import Learned, Neutral, proposal
+
+NAMES = ("in_flight/s1:1", "connections")
+CONFIG = configuration(
+    learning="clusters = 2\noutlier_threshold = 10\nobserve_seconds = 30.0\nexploration_ratio = 0.0"
+)
+ESTIMATES = Estimates(
+    service_time_seconds={"a": 0.02},
+    rates={"s1:1": 0.5, "s2:1": 2.0},
+    affinity={"a": {"s1:1": 2.0, "s2:1": 0.5}},
+    slots={
+        "s1:1": Slots(value=4, low=3, high=5),
+        "s2:1": Slots(value=4, low=2, high=9),
+    },
+)
+
+
+def observation(level: float, jitter: int) -> Features:
+    """A load around `level`."""
+    return Features(names=NAMES, values=(level * (1 + jitter % 7 / 50), 10 * level + jitter % 5))
+
+
+def observed(policy: Learned, level: float, count: int = 60) -> list[str]:
+    """What the policy had to tell of `count` observations of a second each."""
+    return [policy.observe(observation(level, n), 1.0) for n in range(count)]
+
+
+def fitted() -> Learned:
+    """A policy that knows two loads, as states."""
+    policy = Learned(CONFIG)
+    observed(policy, 1.0)
+    observed(policy, 10.0)
+    assert not policy.fitted
+    assert policy.fit().startswith("2 states from 120 observations")
+    return policy
+
+
+def test_proposal_holds_every_pair_and_the_estimates() -> None:
+    """Known numbers go in, unknown ones are 1 or None, slots only where they are sure."""
+    weights = proposal(CONFIG, ESTIMATES, {"b": 0.3}, "neutral")
+    a, b = weights.upstreams["a"], weights.upstreams["b"]
+    assert (a.deadline_seconds, b.deadline_seconds) == (None, 0.3)
+    assert (a.service_time_seconds, b.service_time_seconds) == (0.02, None)
+    assert a.peers["s1:1"].rate == b.peers["s1:1"].rate == 0.5
+    assert (a.peers["s1:1"].affinity, b.peers["s1:1"].affinity) == (2.0, 1.0)
+    assert a.peers["s1:1"].slots == 4.0
+    assert a.peers["s2:1"].slots is None
+    assert a.peers["s3:1"].weight == 1.0
+    assert weights.generation == 0
+
+
+def test_profiles_make_the_weights() -> None:
+    """W follows the named profile; an unknown name is neutral."""
+    fast = proposal(CONFIG, ESTIMATES, {}, "fast").upstreams["a"].peers
+    assert fast["s2:1"].weight > fast["s3:1"].weight > fast["s1:1"].weight
+    lean = proposal(CONFIG, ESTIMATES, {}, "affinity").upstreams
+    assert lean["a"].peers["s2:1"].weight > 1 > lean["a"].peers["s1:1"].weight
+    assert {p.weight for p in lean["b"].peers.values()} == {1.0}
+    gone = proposal(CONFIG, ESTIMATES, {}, "no such profile").upstreams["a"].peers
+    assert {p.weight for p in gone.values()} == {1.0}
+
+
+def test_neutral_policy_never_leans() -> None:
+    """With learning disabled W stays 1, and the estimates are used all the same."""
+    policy = Neutral(CONFIG)
+    assert policy.fitted
+    assert policy.observe(observation(1.0, 0), 1.0) == policy.fit() == ""
+    policy.learn("fast", 5.0)
+    assert policy.decide().profile == "neutral"
+    peers = policy.propose(ESTIMATES, {}, "fast").upstreams["a"].peers
+    assert {p.weight for p in peers.values()} == {1.0}
+    assert peers["s1:1"].rate == 0.5
+    policy.restore(policy.to_state())
+    assert policy.status() == {}
+
+
+def test_nothing_is_decided_without_states() -> None:
+    """Before the first fit the profile is neutral, in no state, and nothing is learned."""
+    policy = Learned(CONFIG)
+    observed(policy, 1.0, 5)
+    decision = policy.decide()
+    assert (decision.profile, decision.state, decision.exploring) == ("neutral", None, False)
+    policy.learn("neutral", 1.0)
+    assert policy.status()["values"] == {}
+    assert Learned(CONFIG).fit() == ""
+
+
+def test_state_of_a_window_is_the_one_seen_most() -> None:
+    """A decision is made in the state that most of the window's observations fell in."""
+    policy = fitted()
+    observed(policy, 1.0, 6)
+    observed(policy, 10.0, 4)
+    low = policy.decide().state
+    observed(policy, 1.0, 3)
+    observed(policy, 10.0, 7)
+    high = policy.decide().state
+    assert {low, high} == {0, 1}
+
+
+def test_learning_is_of_the_state_and_profile_of_the_window() -> None:
+    """A reward goes to the state decided in and the profile in force, with the next state."""
+    policy = fitted()
+    observed(policy, 1.0, 5)
+    low = policy.decide().state
+    observed(policy, 10.0, 5)
+    policy.learn("fast", 3.0)
+    high = policy.decide().state
+    assert policy.status()["values"] == {
+        str(low): {"fast": {"value": 3.0, "visits": 1, "next": {str(high): 1.0}}}
+    }
+
+
+def test_proven_profile_is_chosen() -> None:
+    """After eight windows each, the profile that is better by one is decided for."""
+    policy = fitted()
+    for n in range(16):
+        observed(policy, 1.0, 2)
+        policy.decide()
+        observed(policy, 1.0, 2)
+        policy.learn(("neutral", "spread")[n % 2], n % 2 + n % 3 / 10)
+    decision = policy.decide()
+    assert decision.profile == "spread"
+    assert "better than neutral" in decision.reason
+
+
+def test_outliers_bring_a_new_observation_and_a_refit() -> None:
+    """More outliers than the threshold: observe_seconds later the states are fitted again, the
+    known ones keep their identity and what was learned, the new load has a state of its own."""
+    policy = fitted()
+    observed(policy, 1.0, 5)
+    low = policy.decide().state
+    observed(policy, 1.0, 5)
+    policy.learn("neutral", 2.5)
+    told = observed(policy, 300.0, 45)
+    assert "observing for 30 s" in told[10]
+    refit = [t for t in told[11:] if t]
+    assert len(refit) == 1
+    assert "states from" in refit[0]
+    assert "0 of them known" not in refit[0]
+    assert policy.status()["outside"] == 0
+    observed(policy, 300.0, 5)
+    new = policy.decide().state
+    assert new != low
+    observed(policy, 1.0, 5)
+    assert policy.decide().state == low
+    assert policy.status()["values"][str(low)]["neutral"]["value"] == 2.5
+
+
+def test_status_is_readable_json() -> None:
+    """State, clusters with means in their units, shares and transitions that sum to 1."""
+    policy = fitted()
+    observed(policy, 10.0, 3)
+    status = json.loads(json.dumps(policy.status(), allow_nan=False))
+    assert status["state"]["outside"] is False
+    assert status["observations"] == 123
+    assert sum(c["share"] for c in status["clusters"]) == pytest.approx(1.0)
+    for cluster in status["clusters"]:
+        assert sum(cluster["transitions"].values()) == pytest.approx(1.0)
+    means = sorted(c["means"]["in_flight/s1:1"] for c in status["clusters"])
+    assert means == pytest.approx([1.06, 10.6], rel=0.05)
+
+
+def test_state_survives_a_round_trip() -> None:
+    """Restored, the policy is fitted and decides as before; damage is refused."""
+    policy = fitted()
+    observed(policy, 1.0, 5)
+    policy.decide()
+    observed(policy, 1.0, 5)
+    policy.learn("neutral", 2.5)
+    state = json.loads(json.dumps(policy.to_state(), allow_nan=False))
+    again = Learned(CONFIG)
+    again.restore(state)
+    assert again.fitted
+    observed(again, 1.0, 3)
+    assert again.decide().state == policy.decide().state
+    assert again.status()["values"] == policy.status()["values"]
+    with pytest.raises((KeyError, TypeError, ValueError)):
+        again.restore(state | {"clusters": {"names": []}})
+    assert again.fitted
