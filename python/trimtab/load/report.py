@@ -12,7 +12,7 @@ from trimtab.load.result import Result
 __all__ = ["show_progress", "table"]
 
 HEADER: Final = (
-    "class", "requests", "2xx/s", "p50 ms", "p90 ms", "p99 ms", "p99.9 ms", "max ms",
+    "class", "requests", "2xx/s", "p50 ms", "p99 ms", "p99.9 ms", "max ms",
     "service p50", "p99 ms", "ART/1000", "failed",
 )  # fmt: skip
 
@@ -43,7 +43,7 @@ def _row(name: str, summary: Summary) -> list[str]:
         name,
         str(summary.requests),
         f"{summary.throughput_per_second:.1f}",
-        *map(_ms, (response.p50, response.p90, response.p99, response.p999, response.max)),
+        *map(_ms, (response.p50, response.p99, response.p999, response.max)),
         *map(_ms, (service.p50, service.p99)),
         "-" if summary.art_per_1000 is None else f"{summary.art_per_1000:.1f}",
         str(summary.failed),

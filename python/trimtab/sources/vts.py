@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import requests
+import urllib3
 
 from trimtab.errors import SourceError
 
@@ -68,24 +69,31 @@ def _fetch(session: requests.Session, url: str) -> bytes:
     give_up = time.monotonic() + WHOLE_SECONDS
     try:
         with session.get(
-            url, timeout=(CONNECT_SECONDS, READ_SECONDS), stream=True, allow_redirects=False
+            url,
+            timeout=(CONNECT_SECONDS, READ_SECONDS),
+            stream=True,
+            allow_redirects=False,
+            headers={"Accept-Encoding": "identity"},
         ) as answer:
             if answer.is_redirect:
                 raise SourceError(f"{url} redirects to {answer.headers['Location']}: name that")
             if answer.status_code != 200:
                 raise SourceError(f"{url} answers {answer.status_code} {answer.reason}")
+            # read1 gives what has come; read would wait for the whole piece while a body drips.
+            # urllib3 has it from 2.1 on.
+            some = getattr(answer.raw, "read1", answer.raw.read)
             body = bytearray()
-            for chunk in answer.iter_content(65536):
-                body += chunk
+            while piece := some(65536):
+                body += piece
                 if len(body) > MAX_BYTES:
                     raise SourceError(f"{url} answers more than {MAX_BYTES} bytes")
                 if time.monotonic() > give_up:
                     raise SourceError(f"{url} takes more than {WHOLE_SECONDS:g} s to answer")
-    except requests.Timeout:
+    except (requests.Timeout, urllib3.exceptions.TimeoutError):
         raise SourceError(f"{url} does not answer in time") from None
     except requests.ConnectionError as error:
         raise SourceError(f"{url}: {_reason(error)}") from None
-    except (requests.RequestException, ValueError) as error:
+    except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:
         raise SourceError(f"{url}: {error}") from None
     return bytes(body)
 
