@@ -112,8 +112,8 @@ def _deadlines(checked: Config, result: Result) -> dict[str, float]:
         seen = result.summary(upstream.name).success
         if seen.count < 20:  # a mean and a deviation of fewer say little
             raise TrimtabError(
-                f"only {seen.count} requests of {upstream.name!r} succeeded in the calibration; "
-                f"see the logs of the nodes"
+                f"only {seen.count} requests of {upstream.name!r} succeeded in the calibration, "
+                "too few for a deadline; ask for a higher --rate, or see nodes.log"
             )
         value = seen.mean + (1 + 1 / upstream.priority) * seen.sd
         deadlines[upstream.name] = upstream.deadline_seconds or round(value, 4)
