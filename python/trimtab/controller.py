@@ -270,7 +270,7 @@ class Controller:
     def _decide(self, window: Window) -> str:
         """At the end of a decision window: reward, learning, the next profile. Gives the reason
         of that profile, or "" within a window."""
-        if self.phase != "learning":
+        if self.phase != "learning" or window.disturbed:
             return ""
         self._deciding = accumulate([self._deciding, window] if self._deciding else [window])
         if self._deciding.seconds < self._config.learning.decision_seconds:

@@ -94,7 +94,8 @@ class Snapshot:
     """The cumulative counters of one balancer at one instant.
 
     `start` names the life of the counters: when it changes they began again from zero.
-    `clock_seconds` is the balancer's own monotonic clock.
+    `clock_seconds` is the balancer's own monotonic clock. `loaded_seconds` is the time since it
+    took its configuration, None where that does not disturb traffic.
     """
 
     instance: str
@@ -105,6 +106,7 @@ class Snapshot:
     waiting: Mapping[str, int] = field(default_factory=dict)  # upstream -> held in the balancer
     connections: Connections = field(default_factory=Connections)
     generation: int = 0
+    loaded_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +114,8 @@ class Window:
     """What happened between two snapshots, or the sum of such over several balancers.
 
     Counters are increases and never negative. `seconds` is the length (of the longest, when
-    summed). In-flight, waiting and connections are summed over balancers.
+    summed). In-flight, waiting and connections are summed over balancers. `disturbed`: a balancer
+    took a new configuration in it or just before, so it says little of the weights in force.
     """
 
     seconds: float
@@ -121,6 +124,7 @@ class Window:
     waiting: Mapping[str, float] = field(default_factory=dict)
     connections: Connections = field(default_factory=Connections)
     instances: int = 1
+    disturbed: bool = False
 
     @property
     def requests(self) -> int:

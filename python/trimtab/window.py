@@ -38,6 +38,10 @@ Number = TypeVar("Number", int, float)
 # what has passed since added; they never tell of a reset.)
 ROUNDING_RATIO: Final = 0.01
 
+# After a reload old workers end what they have and clients connect anew. Most requests take well
+# under two seconds; the windows that this touches say little of either configuration.
+SETTLE_SECONDS: Final = 2.0
+
 _COUNTS: Final = ("requests", "failures", "in_bytes", "out_bytes", "tardy", "unqueued")
 _SECONDS: Final = (
     "response_time_seconds",
@@ -71,9 +75,29 @@ def _row_increase(before: Sequence[Number], after: Sequence[Number]) -> tuple[Nu
     return tuple(max(a - b, type(a)(0)) for b, a in zip(before, after, strict=True))
 
 
+def _reset(before: PairCounters, after: PairCounters) -> PairCounters:
+    """What to subtract where counters of a pair started from zero: mostly nothing.
+
+    The control interface of nginx-module-vts zeroes requests but not buckets, nor (0.1.18) the
+    sum of response times. Buckets that hold more than the requests tell that; without any, a sum
+    of times that did not go back is taken to go on, as too little is better than twice.
+    """
+    zero = PairCounters(buckets=(0,) * len(after.buckets))
+    known = len(before.buckets) == len(after.buckets) > 0
+    go_on = known and sum(after.buckets) > after.requests
+    if known and not go_on:
+        return zero
+    times = before.response_time_seconds <= after.response_time_seconds
+    return replace(
+        zero,
+        buckets=before.buckets if go_on else zero.buckets,
+        response_time_seconds=before.response_time_seconds if times else 0.0,
+    )
+
+
 def _pair_increase(before: PairCounters, after: PairCounters, seconds: float) -> PairCounters:
     if _began_again(before, after):
-        before = PairCounters(buckets=(0,) * len(after.buckets))
+        before = _reset(before, after)
     sums = {}
     for name in _PAIR_SUMS:
         later = getattr(after, name)
@@ -158,6 +182,9 @@ def window(earlier: Snapshot, later: Snapshot) -> Window | None:
         },
         waiting={n: (waiting.get(n, w) + w) / 2 for n, w in later.waiting.items()},
         connections=later.connections,
+        disturbed=(
+            later.loaded_seconds is not None and later.loaded_seconds < seconds + SETTLE_SECONDS
+        ),
     )
 
 
@@ -289,6 +316,7 @@ def merge(windows: Sequence[Window]) -> Window:
             **{g: sum(getattr(w.connections, g) for w in windows) for g in gauges}
         ),
         instances=sum(w.instances for w in windows),
+        disturbed=any(w.disturbed for w in windows),
     )
 
 
@@ -330,6 +358,7 @@ def accumulate(windows: Sequence[Window]) -> Window:
         waiting=waiting,
         connections=last.connections,
         instances=max(w.instances for w in windows),
+        disturbed=any(w.disturbed for w in windows),
     )
 
 

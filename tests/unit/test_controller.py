@@ -38,6 +38,7 @@ class Traffic:
         self.now = 0.0
         self.error = ""
         self.tardiness = 0.0
+        self.loaded_seconds: float | None = None
         self._instances = instances or ("one",)
         self._start = dict.fromkeys(self._instances, 1)
         self._done = dict.fromkeys(self._instances, 0)
@@ -84,6 +85,7 @@ class Traffic:
             start=self._start[name],
             clock_seconds=self.now,
             pairs={"a": pairs, "b": pairs},
+            loaded_seconds=self.loaded_seconds,
             addresses={a: AddressCounters(busy_seconds=n * MEANS[a]) for a in MEANS},
         )
 
@@ -192,6 +194,21 @@ def test_a_decision_each_decision_time(tmp_path: Path) -> None:
     assert decisions[-1]["action"] == "neutral"
     assert status["reward"] == decisions[-1]["reward"]
     assert status["guard"]["neutral_windows"] == 6
+
+
+def test_windows_after_a_reload_bring_no_reward(tmp_path: Path) -> None:
+    """What follows a reload of the balancer counts for no decision, but for the estimates."""
+    controller, source, _ = start(tmp_path)
+    run(controller, source, 16)
+    before = controller.status()["reward"]
+    assert before is not None
+    source.tardiness = 100.0
+    source.loaded_seconds = 0.5
+    run(controller, source, 20)
+    assert controller.status()["reward"] == before
+    source.loaded_seconds = 60.0
+    run(controller, source, 6)
+    assert controller.status()["reward"] < before
 
 
 def test_no_traffic_no_learning(tmp_path: Path) -> None:

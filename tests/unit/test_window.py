@@ -144,6 +144,48 @@ def test_counter_that_went_back_begins_from_zero() -> None:
     assert found.pairs["c"]["b"].requests == 10
 
 
+def test_reset_that_spares_buckets_and_times_counts_nothing_twice() -> None:
+    """nginx-module-vts zeroes the requests of a group but not its buckets, and an old one not its
+    times: those go on; where they did go back they began anew too."""
+    before = PairCounters(requests=100, response_time_seconds=1.0, buckets=pair(100).buckets)
+    old = PairCounters(requests=2, response_time_seconds=1.02, buckets=pair(102).buckets)
+    new = PairCounters(requests=2, response_time_seconds=0.02, buckets=pair(102).buckets)
+    for after in (old, new):
+        found = window(snapshot(0.0, a=before), snapshot(1.0, a=after))
+        assert found is not None
+        got = found.pairs["c"]["a"]
+        assert got.requests == 2
+        assert sum(got.buckets) == 2
+        assert got.response_time_seconds == pytest.approx(0.02)
+
+
+def test_reset_without_buckets_takes_times_that_did_not_go_back_as_going_on() -> None:
+    """Without buckets nothing tells whether times were zeroed; too little is better than twice."""
+    before = PairCounters(requests=100, response_time_seconds=1.0)
+    found = window(
+        snapshot(0.0, a=before),
+        snapshot(1.0, a=PairCounters(requests=2, response_time_seconds=1.02)),
+    )
+    assert found is not None
+    assert found.pairs["c"]["a"].response_time_seconds == pytest.approx(0.02)
+
+
+@pytest.mark.parametrize(
+    ("loaded", "disturbed"), [(None, False), (0.1, True), (2.9, True), (3.1, False)]
+)
+def test_window_after_a_reload_is_marked(loaded: float | None, disturbed: bool) -> None:
+    """A window is disturbed by a configuration taken within it or up to two seconds before, and
+    so are sums that hold it."""
+    calm = window(snapshot(0.0, a=pair(1)), snapshot(1.0, a=pair(2)))
+    later = replace(snapshot(1.0, a=pair(2)), loaded_seconds=loaded)
+    found = window(snapshot(0.0, a=pair(1)), later)
+    assert found is not None
+    assert calm is not None
+    assert found.disturbed is disturbed
+    assert merge([calm, found]).disturbed is disturbed
+    assert accumulate([found, calm]).disturbed is disturbed
+
+
 def test_reading_in_mid_change_is_no_reset() -> None:
     """Sums of seconds that come out a little smaller count as no increase, not as a new life."""
     before = pair(1000)
