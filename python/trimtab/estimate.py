@@ -1,26 +1,10 @@
 """What the counters say about servers and classes: service times, rates, affinities, slots.
 
-The model: a request of class j on peer i that finds a free slot takes
-
-    s_ij = v_j · a_ij / r_i
-
-in the mean, v_j the class's service time on a peer of rate 1, r_i the peer's rate, a_ij the
-affinity. In logarithms it is a two-way table. With y_ij the log of the measured mean, n_ij the
-number of requests behind it and c² their squared coefficient of variation, y_ij has the variance
-c²/n_ij = 1/w_ij. Log affinities are taken as drawn with mean 0 and variance 1/κ, so that
-
-    minimise  Σ w_ij·(y_ij − ν_j + ρ_i − α_ij)² + κ·Σ α_ij²      over ν, ρ, α
-
-For given ν and ρ, α_ij = w_ij/(w_ij + κ)·(y_ij − ν_j + ρ_i): nothing without evidence, all of the
-residual with much. Put back, it leaves weighted least squares for ν and ρ with the weights
-u_ij = w_ij·κ/(w_ij + κ), which saturate, so that a busy pair does not outvote the others. The
-peers are eliminated, and the classes' normal equations solved exactly. A pair without data has
-the weight 0. Adding a constant to ν and ρ changes nothing: within each set of classes and peers
-that share data, ρ is given the weighted mean 0 (the geometric mean of the rates is 1).
-
-Only successful tries that found a free slot are used (`unqueued`), so neither queueing nor a
-server that fails fast enters. A source without that figure (nginx-module-vts) has no address
-counters; its mean response times are taken, but only of peers with little load.
+A request of class j on peer i that finds a free slot takes v_j·a_ij/r_i in the mean: `fits` has
+the model and how it is fitted. Only successful tries that found a free slot are used (`unqueued`),
+so neither queueing nor a server that fails fast enters. A source without that figure
+(nginx-module-vts) has no address counters; its mean response times are taken, but only of peers
+with little load.
 
 All sums forget exponentially, by the time in which there was traffic.
 """
@@ -31,14 +15,12 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
+from trimtab.fits import Slots, slots, two_way
 from trimtab.model import CONCURRENCY_LEVELS, PairCounters, Window
 from trimtab.window import class_total, mean_seconds, std_seconds
 
-__all__ = ["Estimates", "Estimator", "Slots", "deadline_seconds", "slots", "two_way"]
-
-Floats = NDArray[np.float64]
+__all__ = ["Estimates", "Estimator", "deadline_seconds"]
 
 # A minute: at ten requests a second and pair 600 are remembered, an error of 4% for exponential
 # service; a server that changed its speed is believed after about half of it. The balancer's own
@@ -47,13 +29,6 @@ FORGET_SECONDS: Final = 60.0
 
 # Slots change with a restart of the server, if ever: remember long, the likelihood needs it.
 SLOTS_FORGET_SECONDS: Final = 600.0
-
-# 1/κ is the variance of log affinities expected beforehand: 25% up or down. A class three times
-# slower somewhere is then believed by half after 16 requests and by 94% after 250.
-AFFINITY_EVIDENCE: Final = 16.0
-
-# A peer's log rate is shrunk as if two requests had said that it is like the others.
-RATE_EVIDENCE: Final = 2.0
 
 # Fewer requests than this say nothing of a class's service time.
 LEAST_REQUESTS: Final = 5.0
@@ -66,26 +41,6 @@ CV2_UNKNOWN: Final = 1.0
 # Without unqueued figures, response times count as service times where the peer had in the mean
 # fewer requests in flight than this share of its slots: M/M/1 queueing then adds at most a third.
 LOW_LOAD_RATIO: Final = 0.25
-
-# Two units of log-likelihood are an interval of about 95% for one parameter.
-SLOTS_LOG_LIKELIHOOD: Final = 2.0
-
-# Completions before the likelihood of the slots is looked at.
-SLOTS_LEAST_COMPLETIONS: Final = 200.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Slots:
-    """Estimated slots of one server, with the interval of about 95%."""
-
-    value: int
-    low: int
-    high: int
-
-    @property
-    def sure(self) -> bool:
-        """Whether the interval is one to either side at most, or an eighth of the value."""
-        return self.high - self.low <= max(2, self.value // 4)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,35 +63,6 @@ class Estimates:
     arrivals_per_second: Mapping[str, float] = field(default_factory=dict)
 
 
-def slots(completions: Sequence[float], seconds: Sequence[float]) -> Slots | None:
-    """The slots of a server from `completions_at` and `seconds_at`; None when they do not tell.
-
-    With k slots of rate μ, completions at n in flight come at the rate min(n, k)·μ. Given the
-    times T_n the counts D_n are Poisson; with μ at its best value for each k the log-likelihood is
-
-        L(k) = Σ_n D_n·log min(n, k) − D·log Σ_n min(n, k)·T_n
-
-    Unknown when the interval reaches the largest concurrency seen: beyond it all k are alike.
-    The last entry (32 and beyond) is left out, its concurrency is not known.
-    """
-    if len(completions) != CONCURRENCY_LEVELS or len(seconds) != CONCURRENCY_LEVELS:
-        return None
-    done = np.asarray(completions[:-1], dtype=float)
-    time = np.asarray(seconds[:-1], dtype=float)
-    total = float(done.sum())
-    if total < SLOTS_LEAST_COMPLETIONS or not time.sum() > 0:
-        return None
-    n = np.arange(1, CONCURRENCY_LEVELS)
-    served = np.minimum(n[None, :], n[:, None])  # [k - 1, n - 1]
-    likelihood = np.log(served) @ done - total * np.log(served @ time)
-    near = np.flatnonzero(likelihood >= likelihood.max() - SLOTS_LOG_LIKELIHOOD)
-    seen = int(np.flatnonzero(done > 0)[-1]) + 1
-    low, high = int(near[0]) + 1, int(near[-1]) + 1
-    if high >= seen:
-        return None
-    return Slots(value=int(likelihood.argmax()) + 1, low=low, high=high)
-
-
 def deadline_seconds(of: PairCounters, priority: float) -> float | None:
     """d = μ + c·σ with c = 1 + 1/priority, of the response times of one class in an observation
     period; None while they are unknown."""
@@ -144,55 +70,6 @@ def deadline_seconds(of: PairCounters, priority: float) -> float | None:
     if mean is None or std is None or not mean > 0:
         return None
     return mean + (1 + 1 / priority) * std
-
-
-def _components(present: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """For each column (peer) of a table the number of its connected part; −1 without data."""
-    parts = np.full(present.shape[1], -1, dtype=np.int64)
-    for column in np.flatnonzero(present.any(axis=0)):
-        if parts[column] >= 0:
-            continue
-        reached: NDArray[np.bool_] = np.zeros(present.shape[1], dtype=np.bool_)
-        reached[column] = True
-        while True:
-            rows = present[:, reached].any(axis=1)
-            more = np.asarray(present[rows].any(axis=0))
-            if (more == reached).all():
-                break
-            reached = more
-        parts[reached] = column
-    return parts
-
-
-def two_way(
-    log_means: Floats, counts: Floats, cv2: Floats, kappa: float = AFFINITY_EVIDENCE
-) -> tuple[Floats, Floats, Floats]:
-    """ν [classes], ρ [peers] and α [classes, peers] of the table described above.
-
-    log_means, counts and cv2 are [classes, peers]; a count of 0 is a missing pair, whose other
-    entries are ignored. A class or peer without any data gets 0.
-    """
-    w = counts / np.maximum(cv2, 1e-9)
-    y = np.where(counts > 0, log_means, 0.0)
-    u = w * kappa / (w + kappa)
-    peer_sum = u.sum(axis=0)
-    safe = np.where(peer_sum > 0, peer_sum, 1.0)
-    peer_mean = (u * y).sum(axis=0) / safe
-    matrix = np.diag(u.sum(axis=1)) - (u / safe) @ u.T
-    right = (u * y).sum(axis=1) - u @ peer_mean
-    nu = np.linalg.lstsq(matrix, right, rcond=1e-10)[0]
-    rho = np.where(peer_sum > 0, (u.T @ nu) / safe - peer_mean, 0.0)
-    evidence = counts.sum(axis=0)
-    trust = evidence / (evidence + RATE_EVIDENCE)
-    parts = _components(counts > 0)
-    for part in np.unique(parts[parts >= 0]):
-        inside = parts == part
-        shift = float((trust * rho)[inside].sum() / trust[inside].sum())
-        rho[inside] -= shift
-        nu[(counts[:, inside] > 0).any(axis=1)] -= shift
-    rho *= trust
-    alpha = np.where(counts > 0, w / (w + kappa) * (y - nu[:, None] + rho[None, :]), 0.0)
-    return nu, rho, alpha
 
 
 @dataclass(slots=True)

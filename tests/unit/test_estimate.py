@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trimtab.estimate import Estimator, deadline_seconds, slots, two_way
+from trimtab.estimate import Estimator, deadline_seconds
+from trimtab.fits import slots, two_way
 from trimtab.model import CONCURRENCY_LEVELS, AddressCounters, PairCounters, Window
 
 CLASSES = {"a": 0.015, "b": 0.010, "c": 0.060}
@@ -110,7 +111,10 @@ def test_classes_on_different_servers_have_rates_of_their_own() -> None:
     )
     found = one.estimates()
     assert found.rates == {"s1:1": pytest.approx(1.0), "s2:1": pytest.approx(1.0)}
-    assert found.service_time_seconds == {"a": pytest.approx(0.5), "b": pytest.approx(0.02)}
+    assert found.service_time_seconds == {
+        "a": pytest.approx(0.5, rel=0.01),
+        "b": pytest.approx(0.02, rel=0.01),
+    }
 
 
 @settings(max_examples=40)

@@ -19,13 +19,14 @@ ROWS = (
     ("errors", "model"),
     ("children", "paths", "tables", "terminal", "v1"),
     # 1: the configuration and what computes without I/O
-    ("bounds", "config", "window"),
+    ("bounds", "config", "fits", "window"),
     ("estimate", "learn", "listen", "messages"),
     ("guard",),
     # 2: what decides, reads, acts, and the worlds to act in
-    ("journal", "policy", "sources", "store"),
+    ("journal", "policy", "sources", "store", "traffic"),
     ("overview",),
     ("actuators", "demo", "load", "twin"),
+    ("explain",),
     # 3: the one who calls them
     ("controller",),
     # 4: the policy server

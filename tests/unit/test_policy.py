@@ -5,7 +5,8 @@ import json
 import pytest
 
 from brains import configuration
-from trimtab.estimate import Estimates, Slots
+from trimtab.estimate import Estimates
+from trimtab.fits import Slots
 from trimtab.learn.features import Features
 from trimtab.policy import Learned, Neutral, proposal
 
