@@ -95,7 +95,8 @@ class Snapshot:
 
     `start` names the life of the counters: when it changes they began again from zero.
     `clock_seconds` is the balancer's own monotonic clock. `loaded_seconds` is the time since it
-    took its configuration, None where that does not disturb traffic.
+    took its configuration, None where that does not disturb traffic. `generation` is that of the
+    weights in use, 0 for none of ours, None where the source does not know.
     """
 
     instance: str
@@ -105,7 +106,7 @@ class Snapshot:
     addresses: Mapping[str, AddressCounters] = field(default_factory=dict)
     waiting: Mapping[str, int] = field(default_factory=dict)  # upstream -> held in the balancer
     connections: Connections = field(default_factory=Connections)
-    generation: int = 0
+    generation: int | None = None
     loaded_seconds: float | None = None
 
 
@@ -116,6 +117,7 @@ class Window:
     Counters are increases and never negative. `seconds` is the length (of the longest, when
     summed). In-flight, waiting and connections are summed over balancers. `disturbed`: a balancer
     took a new configuration in it or just before, so it says little of the weights in force.
+    `unfollowed`: no balancer used learned weights, so it says nothing of them.
     """
 
     seconds: float
@@ -125,6 +127,7 @@ class Window:
     connections: Connections = field(default_factory=Connections)
     instances: int = 1
     disturbed: bool = False
+    unfollowed: bool = False
 
     @property
     def requests(self) -> int:

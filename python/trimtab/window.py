@@ -185,6 +185,7 @@ def window(earlier: Snapshot, later: Snapshot) -> Window | None:
         disturbed=(
             later.loaded_seconds is not None and later.loaded_seconds < seconds + SETTLE_SECONDS
         ),
+        unfollowed=later.generation == 0,
     )
 
 
@@ -317,6 +318,7 @@ def merge(windows: Sequence[Window]) -> Window:
         ),
         instances=sum(w.instances for w in windows),
         disturbed=any(w.disturbed for w in windows),
+        unfollowed=all(w.unfollowed for w in windows),
     )
 
 
@@ -359,6 +361,7 @@ def accumulate(windows: Sequence[Window]) -> Window:
         connections=last.connections,
         instances=max(w.instances for w in windows),
         disturbed=any(w.disturbed for w in windows),
+        unfollowed=any(w.unfollowed for w in windows),
     )
 
 

@@ -384,3 +384,23 @@ def test_percentile_beyond_the_last_bound_is_that_bound() -> None:
 def test_class_total_of_an_unknown_class_is_zero() -> None:
     """A class without traffic sums to nothing."""
     assert class_total(Window(seconds=1.0, pairs={}), "c") == PairCounters()
+
+
+@pytest.mark.parametrize(("generation", "unfollowed"), [(0, True), (3, False), (None, False)])
+def test_window_of_a_balancer_without_learned_weights_is_marked(
+    generation: int | None, unfollowed: bool
+) -> None:
+    """Generation 0 follows no learned weights; a source that does not know is believed to."""
+    before, after = snapshot(0.0), replace(snapshot(1.0), generation=generation)
+    got = window(before, after)
+    assert got is not None
+    assert got.unfollowed is unfollowed
+
+
+def test_one_follower_is_enough_but_all_the_time() -> None:
+    """Of several balancers one must follow the weights; of several windows each must be so."""
+    followed = Window(seconds=1.0, pairs={})
+    unfollowed = replace(followed, unfollowed=True)
+    assert not merge([followed, unfollowed]).unfollowed
+    assert merge([unfollowed, unfollowed]).unfollowed
+    assert accumulate([followed, unfollowed]).unfollowed

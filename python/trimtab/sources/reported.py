@@ -100,7 +100,7 @@ class Reported:
                     name=name,
                     start=held.snapshot.start,
                     sequence=held.sequence,
-                    generation=held.snapshot.generation,
+                    generation=held.snapshot.generation or 0,
                     age_seconds=now - held.arrived,
                 )
                 for name, held in sorted(self._held.items())

@@ -290,7 +290,9 @@ function _M.message(snapshot, sequence)
         clock_seconds = snapshot.clock_seconds,
         upstreams = snapshot.upstreams,
         addresses = snapshot.addresses,
-        generation = snapshot.weights.source == "learned"
+        -- That of the weights in use: none where nginx's own balancer picks.
+        generation = snapshot.balance
+                     and snapshot.weights.source == "learned"
                      and snapshot.weights.generation or 0,
         connections = snapshot.connections,
     }
