@@ -115,6 +115,7 @@ class Hooked:
     process: subprocess.Popen[bytes]
     write: Callable[..., None]
     used: dict[str, Any] = field(default_factory=dict)
+    http2_port: int = 0  # where a test's own configuration listens for HTTP/2
 
     def get(
         self, path: str, *, method: str = "GET", body: bytes | None = None, **headers: str

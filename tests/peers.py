@@ -7,6 +7,7 @@ misdeed (with `X-Fault-Path` only on that path); `Peer.fault` sets one for all r
     close             close the connection instead of an answer
     half              announce ten bytes more than are sent, then close
     hang              never answer
+    101               switch protocols, and send back what comes
     accel:/path       answer with X-Accel-Redirect
 
 Answers carry `X-Trimtab-Peer` and, as their body, the peer's port.
@@ -72,9 +73,19 @@ class Peer:
             async with self._free:
                 if work := float(headers.get("x-work", 0)):
                     await asyncio.sleep(work / self.speed)
+                if fault == "101":
+                    return await self._echo(reader, writer)
                 return await self._answer(writer, fault, line.startswith("HEAD "))
         finally:
             self.in_flight -= 1
+
+    async def _echo(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        writer.write(
+            b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n"
+        )
+        while data := await reader.read(1000):
+            writer.write(data)
+        return False
 
     async def _answer(self, writer: asyncio.StreamWriter, fault: str, is_head: bool) -> bool:
         if fault == "close":

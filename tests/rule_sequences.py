@@ -86,7 +86,8 @@ def _operations(rng: random.Random, classes: list[dict[str, Any]], count: int) -
 
 
 def replay(case: dict[str, Any], tau: float) -> list[list[float]]:
-    """The answers: [pick, its score or 0], [rate, error ratio], [rates …] or [index]."""
+    """The answers: [pick, its score or 0], [rate, error ratio], [rates and error
+    ratios …] or [index]."""
     servers = len(case["slots"])
     zeros = [0.0] * servers
     n, work, error = zeros[:], zeros[:], zeros[:]
@@ -96,7 +97,9 @@ def replay(case: dict[str, Any], tau: float) -> list[list[float]]:
     answers: list[list[float]] = []
 
     def carry(i: int, now: float) -> None:
-        rule.advance(i, now, n[i], case["slots"], done, busy, last, tau)
+        idle = rule.advance(i, now, n[i], case["slots"], done, busy, last, tau)
+        if n[i] == 0:
+            error[i] = rule.forget(error[i], idle)
         rate[i] = rule.rate(done[i], busy[i], case["prior"][i], mean)
 
     for what, now, *rest in case["operations"]:
@@ -141,7 +144,7 @@ def replay(case: dict[str, Any], tau: float) -> list[list[float]]:
         elif what == "idle":
             for i in range(servers):
                 carry(i, now)
-            answers.append(rate[:])
+            answers.append(rate + error)
         else:
             j = case["classes"][rest[1]]
             answers.append([rule.urgency(now, rest[0], j["deadline"], j["service"], mean)])

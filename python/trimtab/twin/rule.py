@@ -11,7 +11,7 @@ import math
 from collections.abc import MutableSequence, Sequence
 from typing import Final
 
-__all__ = ["advance", "error_ratio", "pick", "rate", "score", "urgency"]
+__all__ = ["advance", "error_ratio", "forget", "pick", "rate", "score", "urgency"]
 
 ERROR_COST: Final = 20.0
 SPREAD: Final = 0.1
@@ -123,6 +123,11 @@ def rate(done: float, busy: float, prior: float, mean_service: float) -> float:
 def error_ratio(error: float, failed: bool) -> float:
     """The error ratio after one more try."""
     return ERROR_KEPT * error + (1 - ERROR_KEPT) * (1.0 if failed else 0.0)
+
+
+def forget(error: float, seconds: float) -> float:
+    """The error ratio after so many seconds without a request."""
+    return error * math.exp(-seconds / IDLE_TAU_SECONDS)
 
 
 def urgency(

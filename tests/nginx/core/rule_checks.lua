@@ -35,7 +35,10 @@ local function replay(case, tau)
     local tries, answers = {}, {}
 
     local function carry(i, now)
-        rule.advance(i, now, n[i], slots, done, busy, last, tau)
+        local idle = rule.advance(i, now, n[i], slots, done, busy, last, tau)
+        if n[i] == 0 then
+            err[i] = rule.forget(err[i], idle)
+        end
         rate[i] = rule.rate(done[i], busy[i], prior[i], mean)
     end
 
@@ -81,7 +84,7 @@ local function replay(case, tau)
         local rates = {}
         for i = 0, count - 1 do
             carry(i, now)
-            rates[i + 1] = rate[i]
+            rates[i + 1], rates[i + 1 + count] = rate[i], err[i]
         end
         return rates
     end

@@ -3,7 +3,9 @@
 import asyncio
 import concurrent.futures
 import http.client
+import shutil
 import socket
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,6 +60,13 @@ SERVER = """
             log_by_lua_block { require("resty.trimtab").log("b") }
         }
         location /unhooked { proxy_pass http://a; }
+        location /socket {
+            access_by_lua_block { require("resty.trimtab").access("b") }
+            proxy_pass http://b;
+            proxy_set_header Upgrade $http_upgrade;
+            proxy_set_header Connection upgrade;
+            log_by_lua_block { require("resty.trimtab").log("b") }
+        }
 """
 
 
@@ -72,14 +81,16 @@ def group() -> Iterator[Peers]:
 def nginx(tmp_path_factory: pytest.TempPathFactory, group: Peers) -> Iterator[Hooked]:
     """Two classes on the same peers; `lonely` has one peer that nobody listens on."""
     each = [{"address": a, "slots": 4} for a in group.addresses]
+    (http2,) = free_ports(1)
     dead = [{"address": f"127.0.0.1:{free_ports(1)[0]}"}]
     with hooked(
         tmp_path_factory.mktemp("counts"),
         {"a": each, "b": each, "lonely": dead},
         extra="proxy_read_timeout 300ms; proxy_connect_timeout 300ms;",
-        server=SERVER,
+        server=f"listen 127.0.0.1:{http2} http2;" + SERVER,
         deadline=0.5,
     ) as nginx:
+        nginx.http2_port = http2
         yield nginx
 
 
@@ -267,6 +278,34 @@ def test_http_1_0_and_keepalive_clients(nginx: Hooked) -> None:
     assert received.count(b" 200 ") == 2
     until(nginx.is_at_rest)
     assert nginx.total("b", "requests") == before + 2
+
+
+def test_upgraded_connections_are_in_flight_until_they_close(nginx: Hooked) -> None:
+    """A WebSocket counts as one request in flight, and is released when it closes."""
+    with socket.create_connection(("127.0.0.1", nginx.port)) as connection:
+        connection.sendall(
+            b"GET /socket HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: echo\r\n"
+            b"X-Fault: 101\r\n\r\n"
+        )
+        assert connection.recv(1000).startswith(b"HTTP/1.1 101")
+        connection.sendall(b"ping")
+        assert connection.recv(10) == b"ping"
+        assert nginx.in_flight() == 1
+    until(nginx.is_at_rest)
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl, for HTTP/2")
+def test_http_2_streams_are_requests(nginx: Hooked) -> None:
+    """HTTP/2 streams count as requests, an upload without a length too."""
+    before = nginx.total("a", "requests")
+    url = f"http://127.0.0.1:{nginx.http2_port}/a"
+    curl = ["curl", "-s", "--http2-prior-knowledge", "-H", "X-Work: 0.02", url]
+    for _ in range(4):
+        subprocess.run(curl, check=True, timeout=20, capture_output=True)
+    upload = ["curl", "-s", "--http2-prior-knowledge", "-T", "-", "-X", "POST", url]
+    subprocess.run(upload, input=b"x" * 5000, check=True, timeout=20, capture_output=True)
+    until(nginx.is_at_rest)
+    assert nginx.total("a", "requests") == before + 5
 
 
 def test_counters_add_up(nginx: Hooked) -> None:

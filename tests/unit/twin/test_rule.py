@@ -176,6 +176,12 @@ def test_error_ratio_follows_failures() -> None:
     assert ratio == pytest.approx((1 - 0.95**20) * 0.95**20)
 
 
+def test_errors_are_forgotten_while_idle() -> None:
+    """A server that failed every time is worth trying again half a minute later."""
+    assert rule.forget(1.0, 30.0) == pytest.approx(math.exp(-3))
+    assert rule.score(0.01, 0, 0, 1, rule.forget(1.0, 30.0), 2, 1) == pytest.approx(0.02, rel=0.01)
+
+
 def test_urgency_rises_towards_the_deadline_and_then_stays() -> None:
     """The index grows as slack goes, is bounded when late, and prefers short work."""
     values = [rule.urgency(t, 0.0, 0.1, 0.02, 0.02) for t in (0.0, 0.05, 0.08, 0.5)]

@@ -15,6 +15,7 @@ local rule = require("resty.trimtab.rule")
 local advance = rule.advance
 local error_ratio = rule.error_ratio
 local floor = math.floor
+local forget = rule.forget
 local log = math.log
 local max = math.max
 local min = math.min
@@ -128,6 +129,8 @@ local function carry(i, now, n)
         local levels = own.levels[i]
         local level = min(n, LEVELS) - 1
         levels.seconds_at[level] = levels.seconds_at[level] + dt
+    elseif err[i] > 0 then
+        err[i] = forget(err[i], dt)
     end
 end
 

@@ -145,6 +145,13 @@ function _M.error_ratio(error, failed)
 end
 
 
+-- The error ratio after `seconds` without a request: forgotten as the rate is,
+-- or a server that has failed for a while would never be tried again.
+function _M.forget(error, seconds)
+    return error * exp(-seconds / IDLE_TAU_SECONDS)
+end
+
+
 -- ATC index of a waiting request: how urgent it is, larger is sooner.
 -- Times in seconds; `arrival` and `now` on the same clock.
 function _M.urgency(now, arrival, deadline, service, mean_service)

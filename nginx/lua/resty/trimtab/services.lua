@@ -18,6 +18,8 @@ local max = math.max
 local tonumber = tonumber
 
 local DEFAULT_SERVICE_SECONDS = registry_module.DEFAULT_SERVICE_SECONDS
+-- No less is believed, so that nothing is divided by zero.
+local MIN_SERVICE_SECONDS = 1e-6
 -- Memory of a pair's mean, in samples. The mean of the first ones, then an
 -- EWMA: noise of 14% of the deviation, and a slowdown enters in seconds.
 local MEMORY = 50
@@ -67,7 +69,8 @@ function _M.refresh(registry)
             known = known + 1
         end
     end
-    local mean = known > 0 and sum / known or DEFAULT_SERVICE_SECONDS
+    local mean = known > 0 and max(sum / known, MIN_SERVICE_SECONDS)
+                 or DEFAULT_SERVICE_SECONDS
     for _, upstream in ipairs(registry.upstreams) do
         if upstream.service <= 0 then
             upstream.service = mean
