@@ -15,7 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -23,15 +23,17 @@ from trimtab import overview
 from trimtab.config import Config, Upstream
 from trimtab.errors import SourceError, TrimtabError
 from trimtab.estimate import Estimates, Estimator, deadline_seconds
+from trimtab.explain import explain
 from trimtab.guard import Guard
 from trimtab.journal import Entry, Journal
 from trimtab.learn.actions import NEUTRAL, PROFILES
 from trimtab.learn.features import Features, features
 from trimtab.learn.reward import art_per_request, reward
 from trimtab.model import Snapshot, Weights, Window
-from trimtab.overview import View
+from trimtab.overview import Change, View
 from trimtab.policy import Decision, Learned, Neutral
 from trimtab.store import Store
+from trimtab.traffic import History, Totals
 from trimtab.window import Meter, accumulate, class_total, merge
 
 __all__ = ["Actuator", "Controller", "Policy", "Source", "build"]
@@ -106,6 +108,15 @@ class Policy(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Event:
+    """Something of this step that the journal is told: see `journal.Entry`."""
+
+    kind: str
+    reason: str
+    who: str = ""
+
+
 class Controller:
     """See the module. Puts the first weights in force when it is made.
 
@@ -159,16 +170,21 @@ class Controller:
         self._art_per_1000: float | None = None
         self._in_force: Weights | None = None
         self._journal = Journal()
-        # Of this step, for the journal: what happened, and whether it was a decision.
-        self._events: list[tuple[str, bool]] = []
+        self._events: list[_Event] = []  # of this step, for the journal
         self._troubles: dict[str, str] = {}  # what is wrong now, by part
-        # Pins and drains come from other threads.
+        # Pins, drains and shadow come from other threads.
         self._operator = threading.Lock()
+        self._orders: list[_Event] = []  # what the operator did since the last step
+        self._shadow = False  # as the present decision window began
+        self._snapshots: tuple[Snapshot, ...] = ()
+        self._change: Change | None = None
+        self._totals = Totals()
+        self._history = History()
         self._measured_at: float | None = None
         restored = self._restore()
-        self._act(
-            "start, with what was learned before" if restored else "start, configured weights"
-        )
+        self._shadow = self._guard.shadow
+        start = "start, with what was learned before" if restored else "start, configured weights"
+        self._act(_Event(kind="start", reason=start))
         self._view = self._look()
 
     @property
@@ -191,7 +207,7 @@ class Controller:
         """Read, estimate, observe, perhaps decide, act. Raises TrimtabError when the weights could
         not be put in force or no generation could be had; what is in force stays."""
         window = self._read()
-        reason = "estimates"
+        cause = _Event(kind="weights", reason="estimates")
         try:
             if window is not None:
                 self._remember(window)
@@ -199,8 +215,8 @@ class Controller:
                     self._estimator.update(window)
                     self._estimates = self._estimator.estimates()
                     self._observe(window)
-                    reason = self._decide(window) or reason
-            self._act(reason)
+                    cause = self._decide(window) or cause
+            self._act(cause)
         finally:
             self._view = self._look()
 
@@ -212,6 +228,7 @@ class Controller:
             self._trouble("source", f"no statistics: {error}; going on with what is known")
             return None
         self._trouble("source", "")
+        self._snapshots = snapshots
         names = {s.instance for s in snapshots}
         self._meters = {n: m for n, m in self._meters.items() if n in names}
         taken = [self._meters.setdefault(s.instance, Meter()).take(s) for s in snapshots]
@@ -227,13 +244,15 @@ class Controller:
         self._troubles[part] = what
         if what and what != before:
             _log.warning("%s", what)
-            self._events.append((what, False))
+            self._events.append(_Event(kind="trouble", reason=what))
         elif before and not what:
             _log.info("over: %s", before)
-            self._events.append((f"over: {before}", False))
+            self._events.append(_Event(kind="trouble", reason=f"over: {before}"))
 
     def _remember(self, window: Window) -> None:
         self._measured_at = self._clock()
+        self._totals.take(window, self._deadlines)
+        self._history.take(window, self._deadlines, self._wall())
         self._recent.append(window)
         while sum(w.seconds for w in self._recent) - self._recent[0].seconds >= RECENT_SECONDS:
             self._recent.popleft()
@@ -243,14 +262,14 @@ class Controller:
         self._observed_seconds += window.seconds
         told = self._policy.observe(features(window, self._names, self._addresses), window.seconds)
         if told:
-            self._events.append((told, False))
+            self._events.append(_Event(kind="observation", reason=told))
         missing = [u for u in self._config.upstreams if u.name not in self._deadlines]
         if missing:
             self._observed = accumulate([self._observed, window] if self._observed else [window])
         if not self._observation_done:
             return
         if not self._policy.fitted:
-            self._events.append((self._policy.fit(), False))
+            self._events.append(_Event(kind="observation", reason=self._policy.fit()))
         for upstream in missing:
             self._set_deadline(upstream)
         if all(u.name in self._deadlines for u in missing):
@@ -265,43 +284,59 @@ class Controller:
         if deadline is not None and total.requests >= DEADLINE_REQUESTS:
             self._deadlines[upstream.name] = deadline
             told = f"deadline of {upstream.name}: {deadline:.4g} s, as observed"
-            self._events.append((told, False))
+            self._events.append(_Event(kind="observation", reason=told))
 
-    def _decide(self, window: Window) -> str:
-        """At the end of a decision window: reward, learning, the next profile. Gives the reason
-        of that profile, or "" within a window."""
-        if self.phase != "learning" or window.disturbed:
-            return ""
+    def _decide(self, window: Window) -> _Event | None:
+        """At the end of a decision window: reward, learning, the next profile. Gives the decision,
+        or None within a window. In shadow neutral was in force, so neutral gets the reward."""
+        if self.phase != "learning" or window.disturbed or window.unfollowed:
+            return None
+        if self._guard.shadow != self._shadow:
+            # What was measured under both tells of neither.
+            self._shadow, self._deciding = self._guard.shadow, None
         self._deciding = accumulate([self._deciding, window] if self._deciding else [window])
         if self._deciding.seconds < self._config.learning.decision_seconds:
-            return ""
+            return None
         done, self._deciding = self._deciding, None
         gained = reward(done, self._deadlines)
         art = art_per_request(done, self._deadlines)
         if gained is None or art is None:
-            return ""  # too little traffic to say anything: go on with the profile
-        self._policy.learn(self._profile, gained)
-        suspended = self._guard.judge(self._profile, _NEUTRAL, gained)
+            return None  # too little traffic to say anything: go on with the profile
+        used = self._profile_in_force
+        self._policy.learn(used, gained)
+        suspended = self._guard.judge(used, _NEUTRAL, gained)
         self._decision = self._policy.decide()
         self._profile, instead = self._guard.permit(
             self._decision.profile, _NEUTRAL, self._decision.exploring
         )
         self._reward, self._art_per_1000 = gained, 1000 * art
         reason = f"{self._profile}: {suspended or instead or self._decision.reason}"
-        self._events.append((reason, True))
-        return reason
+        if self._shadow:
+            reason = f"shadow, W stays 1; would be {reason}"
+        decision = _Event(kind="decision", reason=reason)
+        self._events.append(decision)
+        return decision
 
-    def _act(self, reason: str) -> None:
+    @property
+    def _profile_in_force(self) -> str:
+        return _NEUTRAL if self._shadow else self._profile
+
+    def _act(self, cause: _Event) -> None:
         """Propose, admit, apply; then the journal, with the generation that resulted."""
         changed = False
         try:
             proposed = self._policy.propose(self._estimates, self._deadlines, self._profile)
             with self._operator:
-                verdict = self._guard.admit(proposed, self._in_force, reason)
+                orders, self._orders = self._orders, []
+                self._events += orders
+                # A change in this step is most likely theirs.
+                cause = orders[-1] if orders else cause
+                verdict = self._guard.admit(proposed, self._in_force, cause.reason)
             refused = verdict.refused
             self._trouble("proposal", f"a proposal was refused: {refused}" if refused else "")
             if verdict.changed:
                 self._actuator.apply(verdict.weights)
+                self._change = Change(time=self._wall(), before=self._in_force)
                 self._in_force = verdict.weights
                 changed = True
             self._trouble("weights", "")
@@ -310,48 +345,73 @@ class Controller:
             self._trouble("weights", f"{error}; keeping generation {held}")
             raise
         finally:
-            self._write_journal(reason, changed)
+            self._write_journal(cause, changed)
 
-    def _write_journal(self, reason: str, changed: bool) -> None:
+    def _write_journal(self, cause: _Event, changed: bool) -> None:
         events, self._events = self._events, []
-        # A decision tells of the change that it caused.
-        if changed and (reason, True) not in events:
-            self._journal.add(self._entry(reason, changes=1))
-        for event, decision in events:
-            numbers = (self._reward, self._art_per_1000) if decision else (None, None)
-            self._journal.add(self._entry(event, 0, *numbers))
+        # A decision or an order tells of the change that it caused.
+        if changed and cause not in events:
+            self._journal.add(self._entry(cause, changes=1))
+        for event in events:
+            self._journal.add(self._entry(event))
 
-    def _entry(
-        self,
-        reason: str,
-        changes: int = 0,
-        reward: float | None = None,
-        art_per_1000: float | None = None,
-    ) -> Entry:
+    def _entry(self, event: _Event, changes: int = 0) -> Entry:
+        decision = event.kind == "decision"
         return Entry(
             time=self._wall(),
             generation=self._in_force.generation if self._in_force else 0,
             state=self._decision.state,
-            action=self._profile,
-            reason=reason,
-            reward=reward,
-            art_per_1000=art_per_1000,
+            action=self._profile_in_force,
+            reason=event.reason,
+            reward=self._reward if decision else None,
+            art_per_1000=self._art_per_1000 if decision else None,
             changes=changes,
+            kind=event.kind,
+            who=event.who,
         )
 
-    # The operator
+    # The operator: from the next step on. `who` and `why` are for the journal.
 
-    def pin(self, upstream: str, address: str, weight: float | None) -> None:
-        """Fix W of a pair (within [1/3, 3]) from the next step on; None lifts it. Raises
-        ConfigError for a pair that is not configured or a weight out of bounds."""
+    def pin(
+        self, upstream: str, address: str, weight: float | None, who: str = "", why: str = ""
+    ) -> None:
+        """Fix W of a pair (within [1/3, 3]); None lifts it. Raises ConfigError for a pair that is
+        not configured or a weight out of bounds."""
         with self._operator:
             self._guard.pin(upstream, address, weight)
+            pair = f"{address} in {upstream}"
+            what = f"unpinned {pair}" if weight is None else f"pinned {pair} at W {weight:g}"
+            self._order(what, who, why)
 
-    def drain(self, address: str, on: bool = True) -> None:
-        """No new requests to a server, or (`on` False) requests again, from the next step on.
-        Raises ConfigError for a server that is not configured."""
+    def drain(self, address: str, on: bool = True, who: str = "", why: str = "") -> None:
+        """No new requests to a server, or (`on` False) requests again. Raises ConfigError for a
+        server that is not configured."""
         with self._operator:
             self._guard.drain(address, on)
+            self._order(f"{'drained' if on else 'undrained'} {address}", who, why)
+
+    def shadow(self, on: bool, who: str = "", why: str = "") -> None:
+        """Decide and tell, but leave every W at 1 (pins aside); or (`on` False) enforce."""
+        with self._operator:
+            self._guard.shadow = on
+            self._order("shadow on: learned W are not applied" if on else "shadow off", who, why)
+
+    def _order(self, what: str, who: str, why: str) -> None:
+        reason = f"{what}: {why}" if why else what
+        _log.info("operator %s: %s", who or "(unnamed)", reason)
+        self._orders.append(_Event(kind="operator", reason=reason, who=who))
+
+    def explain(
+        self, upstream: str, address: str | None = None, instance: str | None = None
+    ) -> dict[str, Any]:
+        """Why an upstream's requests go where they go: see `explain.explain`. Raises
+        ConfigError for a name that is not known."""
+        view = self._view
+        return explain(view, upstream, address, instance)
+
+    def history(self) -> dict[str, Any]:
+        """The last minutes, for JSON: see `traffic.History.status`."""
+        return self._history.status()
 
     # State
 
@@ -423,11 +483,15 @@ class Controller:
             policy=self._policy.status(),
             guard=guard,
             journal=self._journal.entries(),
+            events=self._journal.counts(),
+            snapshots=self._snapshots,
+            change=self._change,
         )
 
     def status(self) -> dict[str, Any]:
         """What is known and done after the last step, JSON-able: see `overview.status`."""
-        return overview.status(self._view, self._config, self._clock())
+        status = overview.status(self._view, self._config, self._clock())
+        return status | {"totals": self._totals.status()}
 
 
 def build(

@@ -7,7 +7,9 @@ What always holds of the weights that it admits, whatever is proposed:
 3. W changes by at most a factor of 1.5 a call; what is pinned or drained is what the operator said;
 4. the generation rises with every change, and only then; a change below 2% is none;
 5. a proposal with a number that is not finite and positive is refused whole, and what is in force
-   stays in force.
+   stays in force;
+6. in shadow no learned W comes into force: W goes to 1, but for pins, and what it would have been
+   is kept to be shown.
 
 Between decisions it watches the profiles: two bad windows against neutral's, and the profile is
 suspended. It decides nothing by itself and does no I/O; generations come from the store.
@@ -99,6 +101,9 @@ class Guard:
         # (upstream, address) -> W, and addresses: set by the operator, kept with the state.
         self.pins: dict[tuple[str, str], float] = {}
         self.drains: set[str] = set()
+        # Decide and tell, never apply a learned W; set by the operator, kept with the state.
+        self.shadow = False
+        self._withheld: dict[str, dict[str, float]] = {}  # upstream -> address -> W, in shadow
         self._neutral_windows = 0
         self._neutral_mean = 0.0
         self._neutral_variance = 0.0
@@ -193,6 +198,7 @@ class Guard:
         self, proposal: Weights | None, in_force: Weights | None
     ) -> dict[str, UpstreamWeights]:
         checked: dict[str, UpstreamWeights] = {}
+        self._withheld = {}
         for upstream in self._upstreams:
             name = upstream.name
             held = in_force.upstreams.get(name) if in_force else None
@@ -226,6 +232,9 @@ class Guard:
         where = f"of {address} in {name}"
         then = then or PeerWeight()
         weight = _bounded(f"weight {where}", then.weight, WEIGHT_BOUND)
+        if self.shadow:
+            self._withheld.setdefault(name, {})[address] = weight
+            weight = 1.0
         before = now.weight if now else 1.0
         weight = min(max(weight, before / MOST_STEP), before * MOST_STEP)
         # A pin that was lifted may have left W outside of the bound; the bound comes first.
@@ -264,16 +273,23 @@ class Guard:
             raise ConfigError(f"{address!r} is no configured peer of any upstream")
         (self.drains.add if on else self.drains.discard)(address)
 
+    @property
+    def withheld(self) -> dict[str, dict[str, float]]:
+        """In shadow: the W that the last proposal had, by upstream and address. Else empty."""
+        return {name: dict(peers) for name, peers in self._withheld.items()}
+
     # State
 
     def status(self) -> dict[str, Any]:
-        """Baseline, suspensions, pins and drains, for JSON."""
+        """Baseline, suspensions, pins, drains and shadow, for JSON."""
         return {
             "neutral_reward": self._neutral_mean if self._neutral_windows else None,
             "neutral_windows": self._neutral_windows,
             "suspended": dict(self._suspended),
             "pins": [[name, address, w] for (name, address), w in sorted(self.pins.items())],
             "drains": sorted(self.drains),
+            "shadow": self.shadow,
+            "withheld": self.withheld,
         }
 
     def to_state(self) -> dict[str, Any]:
@@ -284,6 +300,7 @@ class Guard:
             "suspensions": dict(self._suspensions),
             "pins": [[name, address, w] for (name, address), w in self.pins.items()],
             "drains": sorted(self.drains),
+            "shadow": self.shadow,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -300,11 +317,13 @@ class Guard:
         if not all(math.isfinite(n) for n in numbers) or numbers[1] < 0 or int(windows) < 0:
             raise ValueError(f"neutral rewards {state['neutral']!r}")
         drains = {str(a) for a in state["drains"]}
+        shadow = bool(state.get("shadow", False))  # absent in states of version 0.1
         self._neutral_windows = int(windows)
         self._neutral_mean, self._neutral_variance = numbers
         self._suspended, self._suspensions = suspended, suspensions
         self.pins = {k: w for k, w in pins.items() if k in self._pairs}
         self.drains = drains & {address for _, address in self._pairs}
+        self.shadow = shadow
 
 
 def _bounded(what: str, value: float, bound: float) -> float:

@@ -11,19 +11,28 @@ from typing import Any
 from trimtab.config import Config
 from trimtab.estimate import Estimates
 from trimtab.journal import Entry
-from trimtab.learn.actions import PROFILES
+from trimtab.learn.actions import NEUTRAL, PROFILES
 from trimtab.learn.reward import tardiness
-from trimtab.model import PairCounters, Weights, Window
+from trimtab.model import PairCounters, Snapshot, Weights, Window
 from trimtab.policy import Decision
 from trimtab.window import accumulate, class_total, mean_seconds, percentile_seconds
 
-__all__ = ["View", "classes", "status", "upstreams"]
+__all__ = ["Change", "View", "classes", "servers", "status", "upstreams"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """The last change of weights: when (seconds since 1970), and what was in force before."""
+
+    time: float
+    before: Weights | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
     """What the last step left. `measured_at` is on the controller's clock, None before the first
-    window; `recent` are the windows of about the last 10 s; `policy` and `guard` their status."""
+    window; `recent` are the windows of about the last 10 s; `policy` and `guard` their status;
+    `snapshots` the last reading; `events` counts what the journal was told, by kind."""
 
     phase: str
     observed_seconds: float
@@ -39,6 +48,9 @@ class View:
     policy: Mapping[str, Any]
     guard: Mapping[str, Any]
     journal: tuple[Entry, ...]
+    events: Mapping[str, int]
+    snapshots: tuple[Snapshot, ...]
+    change: Change | None
 
 
 def status(view: View, config: Config, now: float) -> dict[str, Any]:
@@ -47,16 +59,18 @@ def status(view: View, config: Config, now: float) -> dict[str, Any]:
     {"phase": "observing" | "learning" | "fixed", "observed_seconds", "observe_seconds",
      "epoch", "generation", "reason" of that generation,
      "state": {"index", "log_likelihood", "outside"} or None,
-     "profile": name, "exploring": bool, "decision": why that profile,
+     "profile": name of the one in force, "chosen": name (another one in shadow),
+     "exploring": bool, "decision": why that profile, "changed": time of the last change or None,
      "reward", "art_per_1000": of the last decision window, or None,
      "statistics_age_seconds": since the last window, or None,
      "estimates": {"service_time_seconds": {upstream: s}, "rates": {address: r},
                    "arrivals_per_second": {upstream: n}},
      "upstreams": {upstream: see `upstreams`}, the weights in force,
      "window": {upstream: see `classes`}, of about the last 10 s,
+     "servers": {address: see `servers`}, now,
      "clusters", "values", "outside", "observations": see `policy.Learned.status`,
      "guard": see `guard.Guard.status`,
-     "profiles": {name: summary},
+     "profiles": {name: summary}, "events": {kind: how many},
      "journal": [see `journal.Entry`], oldest first}
     """
     weights, estimates = view.weights, view.estimates
@@ -68,7 +82,9 @@ def status(view: View, config: Config, now: float) -> dict[str, Any]:
         "generation": weights.generation if weights else 0,
         "reason": weights.reason if weights else "",
         "state": None,
-        "profile": view.profile,
+        "profile": PROFILES[NEUTRAL].name if view.guard.get("shadow") else view.profile,
+        "chosen": view.profile,
+        "changed": view.change.time if view.change else None,
         "exploring": view.decision.exploring and view.profile == view.decision.profile,
         "decision": view.decision.reason,
         "reward": view.reward,
@@ -81,9 +97,11 @@ def status(view: View, config: Config, now: float) -> dict[str, Any]:
         },
         "upstreams": upstreams(weights, estimates),
         "window": classes(view.recent, [u.name for u in config.upstreams], view.deadlines),
+        "servers": servers(view.snapshots),
         **view.policy,
         "guard": dict(view.guard),
         "profiles": {p.name: p.summary for p in PROFILES},
+        "events": dict(view.events),
         "journal": [asdict(entry) for entry in view.journal],
     }
 
@@ -154,6 +172,31 @@ def upstreams(weights: Weights | None, estimates: Estimates) -> dict[str, dict[s
         }
         for name, upstream in weights.upstreams.items()
     }
+
+
+def servers(snapshots: Sequence[Snapshot]) -> dict[str, dict[str, Any]]:
+    """By address what the balancers' last reports say of it: "in_flight" (their sum, over all
+    upstreams), "rate" (their mean) and "error_ratio" (their worst), None where nobody says, and
+    "down": how many of them send it nothing."""
+    found: dict[str, dict[str, Any]] = {}
+    rates: dict[str, list[float]] = {}
+    for snapshot in snapshots:
+        for peers in snapshot.pairs.values():
+            for address, pair in peers.items():
+                server = found.setdefault(address, _server())
+                server["in_flight"] += pair.in_flight
+        for address, counters in snapshot.addresses.items():
+            server = found.setdefault(address, _server())
+            rates.setdefault(address, []).append(counters.rate)
+            server["error_ratio"] = max(server["error_ratio"] or 0.0, counters.error_ratio)
+            server["down"] += counters.down
+    for address, of in rates.items():
+        found[address]["rate"] = sum(of) / len(of)
+    return found
+
+
+def _server() -> dict[str, Any]:
+    return {"in_flight": 0.0, "rate": None, "error_ratio": None, "down": 0}
 
 
 def _slots(estimates: Estimates, address: str) -> dict[str, Any] | None:

@@ -1,0 +1,69 @@
+"""Totals only rise, and the history is what a graph needs of the last ten minutes."""
+
+import pytest
+
+from trimtab import traffic
+from trimtab.model import BUCKET_BOUNDS_SECONDS, AddressCounters, PairCounters, Window
+from trimtab.traffic import History, Totals
+
+BUCKETS = (4, *[0] * (len(BUCKET_BOUNDS_SECONDS) - 1), 1)
+
+
+def window(*, seconds: float = 1.0, requests: int = 5, down: bool = False) -> Window:
+    """One class at two peers, `requests` at each, 1 of tardiness at each."""
+    pair = PairCounters(
+        requests=requests,
+        responses=(0, requests, 0, 0, 0),
+        response_time_seconds=requests * 0.1,
+        tardiness=1.0,
+        tardy=1,
+        buckets=BUCKETS,
+    )
+    return Window(
+        seconds=seconds,
+        pairs={"u": {"a:1": pair, "b:1": pair}},
+        addresses={"a:1": AddressCounters(down=down), "b:1": AddressCounters()},
+    )
+
+
+def test_totals_add_windows_up() -> None:
+    """Two windows are counted by pair, and histogram and status classes by upstream."""
+    totals = Totals()
+    totals.take(window(), {})
+    totals.take(window(requests=7), {})
+    upstream = totals.status()["upstreams"]["u"]
+    assert upstream["peers"]["a:1"]["requests"] == 12
+    assert upstream["peers"]["b:1"]["tardiness"] == 2.0
+    assert upstream["responses"] == [0, 24, 0, 0, 0]
+    assert (upstream["buckets"][0], upstream["buckets"][-1]) == (16, 4)
+
+
+def test_an_ejection_is_counted_when_it_begins() -> None:
+    """A server that goes down, stays so, returns and goes down again was ejected twice."""
+    totals = Totals()
+    for down in (False, True, True, False, True):
+        totals.take(window(down=down), {})
+    assert totals.status()["ejections"] == {"a:1": 2, "b:1": 0}
+
+
+def test_history_has_a_point_each_two_seconds() -> None:
+    """Intervals are put together to points; rates are per second, ART per 1000 requests."""
+    history = History()
+    for n in range(5):
+        history.take(window(), {}, 100.0 + n)
+    points = history.status()["points"]
+    assert [p["time"] for p in points] == [101.0, 103.0]
+    assert points[0]["requests_per_second"] == 10
+    assert points[0]["art_per_1000"] == pytest.approx(200)
+    assert points[0]["classes"]["u"]["response_time_seconds"] == pytest.approx(0.1)
+
+
+def test_history_is_bounded_and_knows_silence() -> None:
+    """The oldest points go; without a request there is no ART, not one of zero."""
+    history = History()
+    for n in range(traffic.MOST_POINTS + 400):
+        history.take(window(seconds=2.0, requests=0), {}, float(n))
+    points = history.status()["points"]
+    assert len(points) == 300
+    assert points[-1]["art_per_1000"] is None
+    assert points[-1]["classes"]["u"]["response_time_seconds"] is None
