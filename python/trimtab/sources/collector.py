@@ -11,11 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Self
 
-import requests
-
 from trimtab.errors import ConfigError, SourceError, TrimtabError
 from trimtab.sources import vts
 from trimtab.sources.collected import RESERVED, line
+from trimtab.sources.page import Page
 
 __all__ = ["End", "LineFile", "collect"]
 
@@ -164,13 +163,12 @@ def collect(
     failing_since: float | None = None
     first, misses = True, 0  # nothing read yet; readings missed since the last one
     before: dict[tuple[str, str], float] = {}
-    with requests.Session() as session:
-        session.headers["User-Agent"] = "trimtab-collect"
+    with Page(url, agent="trimtab-collect") as page:
         ended = False
         while True:
             began = time.monotonic()
             try:
-                status = vts.read(session, url)
+                status = vts.read(page)
             except SourceError as error:
                 misses += 1
                 if first and began - started >= first_seconds:
@@ -181,7 +179,7 @@ def collect(
             else:
                 file.write(line(status, time.time()))
                 if first:
-                    notify(f"reading {url} every {interval_seconds:g} s into {file.path}")
+                    notify(f"reading {page.shown} every {interval_seconds:g} s into {file.path}")
                     for name in status.groups.keys() & set(RESERVED):
                         notify(f"group {name!r} is left out: that name is a key of the line")
                 elif failing_since is not None:

@@ -6,24 +6,14 @@ What the numbers mean over time (resets, removed servers, retries) is not judged
 
 import json
 import math
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-import requests
-import urllib3
-
 from trimtab.errors import SourceError
+from trimtab.sources.page import Page
 
-__all__ = ["MAX_BYTES", "ServerStatus", "Status", "parse", "read"]
-
-# A server takes about 3.5 kB, a third of it per class: this is room for 9000 of them.
-MAX_BYTES: Final = 32 * 1024 * 1024
-CONNECT_SECONDS: Final = 1.0
-READ_SECONDS: Final = 2.0
-# For the whole answer: a body that drips in must not stop the readings for longer.
-WHOLE_SECONDS: Final = 5.0
+__all__ = ["Buckets", "ServerStatus", "Status", "Zone", "parse", "read"]
 
 STATUS_CLASSES: Final = ("1xx", "2xx", "3xx", "4xx", "5xx")
 _NUMBERS: Final = (
@@ -34,16 +24,37 @@ _FLAGS: Final = ("backup", "down")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Buckets:
+    """A histogram: requests up to each bound. Old nodes keep their bounds over a reload."""
+
+    bounds_msec: tuple[float, ...]
+    counters: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Zone:
+    """The shared memory of the counters. `free_bytes` is None in older versions."""
+
+    name: str
+    size_bytes: int
+    used_bytes: int
+    nodes: int
+    free_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServerStatus:
     """One server of a group, with the keys and units of VTS (milliseconds); absent ones left out.
 
-    `responses` are answers by status class, "1xx" to "5xx".
+    `responses` are answers by status class, "1xx" to "5xx"; `buckets` are of the response time,
+    None without any.
     """
 
     server: str
     numbers: Mapping[str, int | float]
     flags: Mapping[str, bool]
     responses: Mapping[str, int]
+    buckets: Buckets | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,64 +65,17 @@ class Status:
     connections: Mapping[str, int] = field(default_factory=dict)
     load_msec: int | None = None  # when this configuration was loaded, also by a reload
     now_msec: int | None = None
+    host: str = ""
+    zone: Zone | None = None
 
 
-def read(session: requests.Session, url: str) -> Status:
+def read(page: Page) -> Status:
     """Fetch and parse a status page.
 
-    Raises SourceError with one sentence for anything that is not a status: no connection, a
-    timeout, a redirect, an HTTP error, a body too large, too slow or not of the right shape.
+    Raises SourceError with one sentence for anything that is not a status: what `Page.read`
+    raises, or a body that is not of the right shape.
     """
-    return parse(_fetch(session, url), url)
-
-
-def _fetch(session: requests.Session, url: str) -> bytes:
-    give_up = time.monotonic() + WHOLE_SECONDS
-    try:
-        with session.get(
-            url,
-            timeout=(CONNECT_SECONDS, READ_SECONDS),
-            stream=True,
-            allow_redirects=False,
-            headers={"Accept-Encoding": "identity"},
-        ) as answer:
-            if answer.is_redirect:
-                raise SourceError(f"{url} redirects to {answer.headers['Location']}: name that")
-            if answer.status_code != 200:
-                raise SourceError(f"{url} answers {answer.status_code} {answer.reason}")
-            # read1 gives what has come; read would wait for the whole piece while a body drips.
-            # urllib3 has it from 2.1 on.
-            some = getattr(answer.raw, "read1", answer.raw.read)
-            body = bytearray()
-            while piece := some(65536):
-                body += piece
-                if len(body) > MAX_BYTES:
-                    raise SourceError(f"{url} answers more than {MAX_BYTES} bytes")
-                if time.monotonic() > give_up:
-                    raise SourceError(f"{url} takes more than {WHOLE_SECONDS:g} s to answer")
-    except (requests.Timeout, urllib3.exceptions.TimeoutError):
-        raise SourceError(f"{url} does not answer in time") from None
-    except requests.ConnectionError as error:
-        raise SourceError(f"{url}: {_reason(error)}") from None
-    except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:
-        raise SourceError(f"{url}: {error}") from None
-    return bytes(body)
-
-
-def _reason(error: BaseException) -> str:
-    """What the operating system said, out of the layers that requests and urllib3 wrap it in."""
-    inner: BaseException | None = error
-    for _ in range(8):  # they nest three or four deep
-        if inner is None:
-            break
-        if isinstance(inner, OSError) and inner.strerror:
-            return inner.strerror
-        reason = getattr(inner, "reason", None) or inner.__cause__ or inner.__context__
-        first = inner.args[0] if inner.args else None
-        inner = reason if isinstance(reason, BaseException) else first
-        if not isinstance(inner, BaseException):
-            break
-    return "no connection"
+    return parse(page.read(), page.shown)
 
 
 def parse(body: bytes, url: str = "the status page") -> Status:
@@ -138,6 +102,8 @@ def parse(body: bytes, url: str = "the status page") -> Status:
         },
         load_msec=_milliseconds(data, "loadMsec", url),
         now_msec=_milliseconds(data, "nowMsec", url),
+        host=data["hostName"] if isinstance(data.get("hostName"), str) else "",
+        zone=_zone(data.get("sharedZones"), f"{url}: sharedZones"),
     )
 
 
@@ -147,6 +113,35 @@ def _refuse(constant: str) -> Any:
 
 def _milliseconds(data: Mapping[str, Any], key: str, url: str) -> int | None:
     return int(_number(data[key], f"{url}: {key}")) if key in data else None
+
+
+def _zone(zone: Any, where: str) -> Zone | None:
+    if not isinstance(zone, dict) or not isinstance(zone.get("name"), str):
+        return None
+    numbers = {k: int(_number(v, f"{where}: {k}")) for k, v in zone.items() if k != "name"}
+    return Zone(
+        name=zone["name"],
+        size_bytes=numbers.get("maxSize", 0),
+        used_bytes=numbers.get("usedSize", 0),
+        nodes=numbers.get("usedNode", 0),
+        free_bytes=numbers.get("freeSize"),
+    )
+
+
+def _buckets(buckets: Any, where: str) -> Buckets | None:
+    if not isinstance(buckets, dict):
+        return None
+    bounds, counters = buckets.get("msecs"), buckets.get("counters")
+    if not (isinstance(bounds, list) and isinstance(counters, list)):
+        raise SourceError(f"{where} has no lists of bounds and counters")
+    if len(bounds) != len(counters):
+        raise SourceError(f"{where} has {len(counters)} counters for {len(bounds)} bounds")
+    if not bounds:
+        return None
+    return Buckets(
+        bounds_msec=tuple(_number(b, where) for b in bounds),
+        counters=tuple(int(_number(c, where)) for c in counters),
+    )
 
 
 def _number(value: Any, where: str) -> int | float:
@@ -174,4 +169,5 @@ def _server(entry: Any, where: str) -> ServerStatus:
         responses={
             k: int(_number(responses[k], f"{where}: {k}")) for k in STATUS_CLASSES if k in responses
         },
+        buckets=_buckets(entry.get("responseBuckets"), f"{where}: responseBuckets"),
     )

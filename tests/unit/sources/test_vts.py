@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import requests
 
 from trimtab.errors import SourceError
-from trimtab.sources import vts
+from trimtab.sources import page, vts
+from trimtab.sources.page import Page
 
 DATA = Path(__file__).parents[2] / "data" / "vts"
 
@@ -142,8 +142,8 @@ def server() -> Iterator[str]:
 
 def test_a_page_is_fetched(server: str) -> None:
     """A status page is read over HTTP."""
-    with requests.Session() as session:
-        assert len(vts.read(session, f"{server}/status").groups) == 3
+    with Page(f"{server}/status") as one:
+        assert len(vts.read(one).groups) == 3
 
 
 @pytest.mark.parametrize(
@@ -159,20 +159,20 @@ def test_bad_answers_are_bounded(
     server: str, path: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Redirects, errors, endless and dripping bodies end in one sentence, soon."""
-    monkeypatch.setattr(vts, "WHOLE_SECONDS", 0.2 if path == "/drip" else 10.0)
-    with requests.Session() as session, pytest.raises(SourceError, match=message):
-        vts.read(session, f"{server}{path}")
+    monkeypatch.setattr(page, "WHOLE_SECONDS", 0.2 if path == "/drip" else 10.0)
+    with Page(f"{server}{path}") as one, pytest.raises(SourceError, match=message):
+        one.read()
 
 
 def test_silence_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that takes the connection and says nothing is given up on."""
-    monkeypatch.setattr(vts, "READ_SECONDS", 0.1)
-    with socket.socket() as listener, requests.Session() as session:
+    monkeypatch.setattr(page, "READ_SECONDS", 0.1)
+    with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
-        with pytest.raises(SourceError, match="does not answer in time"):
-            vts.read(session, url)
+        with Page(url) as one, pytest.raises(SourceError, match="does not answer in time"):
+            one.read()
 
 
 @pytest.mark.parametrize(
@@ -185,10 +185,11 @@ def test_silence_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_no_connection_is_one_sentence(url: str, message: str) -> None:
     """Why there is no connection is said in the system's words, without the layers around them."""
-    with socket.socket() as unused, requests.Session() as session:
+    with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        with pytest.raises(SourceError, match=message) as error:
-            vts.read(session, url.format(port=unused.getsockname()[1]))
+        one = Page(url.format(port=unused.getsockname()[1]))
+        with one, pytest.raises(SourceError, match=message) as error:
+            one.read()
     assert len(str(error.value)) < 120
 
 
