@@ -34,6 +34,7 @@ __all__ = [
     "Nginx",
     "Peer",
     "Policy",
+    "Stock",
     "Upstream",
     "load",
     "parse",
@@ -50,6 +51,7 @@ _LOCATION: Final = re.compile(r"/[A-Za-z0-9_.~%/+:@,=-]*\Z")
 _HOST: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,62}\.?)*\Z")
 _UNIX: Final = re.compile(r"unix:(/[A-Za-z0-9_.,+@=-]+)+\Z")
 _BINARY: Final = re.compile(r"[A-Za-z0-9_./+-]+\Z")
+_VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 
 
 def split_address(address: str) -> tuple[str, int]:
@@ -105,6 +107,35 @@ def _directory(value: Any) -> Path:
     return Path(value)
 
 
+def _file(value: Any) -> Path:
+    if not isinstance(value, str) or not value or "\0" in value or value.endswith("/"):
+        raise ValueError("a file")
+    return Path(value)
+
+
+def _urls(value: Any) -> tuple[str, ...]:
+    values = [value] if isinstance(value, str) else value
+    if not isinstance(values, list) or not all(
+        isinstance(v, str) and re.match(r"https?://\S+\Z", v) for v in values
+    ):
+        raise ValueError('a URL, as "http://127.0.0.1:18081/status/format/json", or a list of them')
+    if len(set(values)) < len(values):
+        raise ValueError("a list of different URLs")
+    return tuple(values)
+
+
+def _argv(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(v, str) and "\0" not in v for v in value):
+        raise ValueError('a list of words, as ["sudo", "-n", "/usr/sbin/nginx", "-s", "reload"]')
+    return tuple(value)
+
+
+def _file(value: Any) -> Path:
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise ValueError("a file")
+    return Path(value)
+
+
 def _hostname() -> str:
     return re.sub(r"[^A-Za-z0-9_.-]", "-", socket.gethostname())[:64] or "localhost"
 
@@ -119,6 +150,12 @@ class Policy:
     # Ten intervals by default: long enough that a restart of the policy server goes unnoticed.
     time_to_live_seconds: float = key(number(0.2, 3600), default=10.0)
     state_directory: Path = key(_directory, default=Path("var/trimtab"))
+    # Where the token of control calls (pin, drain, shadow) is: a file, or an environment variable
+    # of the policy server. With neither, nothing can be changed over the admin address.
+    token_file: Path | None = key(_file, default=None)
+    token_variable: str | None = key(
+        matching(_VARIABLE, "the name of an environment variable"), default=None
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +172,37 @@ class Nginx:
     instance: str = key(
         matching(_NAME, "letters, digits, '_', '.' and '-'"), default_factory=_hostname
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stock:
+    """[stock]: an nginx without the Lua hook, steered by reloads; read in stock mode only.
+
+    The files are by default those of `trimtab render`.
+    """
+
+    # Pages of nginx-module-vts, one for each nginx; that of internal_listen when there is none.
+    vts_url: tuple[str, ...] = key(_urls, default=())
+    # Authorities for https, instead of the system's.
+    vts_ca_file: Path | None = key(_file, default=None)
+    # What Trimtab owns: upstream groups, and the internal server.
+    include_file: Path = key(_file, default=Path("var/render/upstreams.conf"))
+    # The configuration that includes it, for `nginx -t`, and its pid file.
+    main_file: Path = key(_file, default=Path("var/render/nginx.conf"))
+    pid_file: Path = key(_file, default=Path("var/render/nginx.pid"))
+    method: str = key(one_of("least_conn", "round_robin"), default="least_conn")
+    # Who reloads: we by a signal, a command of yours, or something that watches include_file.
+    reload: str = key(one_of("signal", "command", "external"), default="signal")
+    reload_command: tuple[str, ...] = key(_argv, default=())
+    # Instead of `nginx -t -c main_file`, for instance with sudo before it.
+    check_command: tuple[str, ...] = key(_argv, default=())
+    # Each reload cuts idle connections and costs tail latency.
+    reload_min_seconds: float = key(number(0, 86400), default=30.0)
+    reloads_per_hour: int = key(integer(1, 3600), default=60)
+    # A reload is worth it when the share of a server changes by more than this.
+    material_ratio: float = key(number(0.01, 10), default=0.05)
+    # For new workers to answer; after it the old configuration is restored.
+    verify_seconds: float = key(number(0.1, 600), default=15.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,6 +254,7 @@ class Config:
 
     policy: Policy = field(default_factory=Policy)
     nginx: Nginx = field(default_factory=Nginx)
+    stock: Stock = field(default_factory=Stock)
     learning: Learning = field(default_factory=Learning)
     upstreams: tuple[Upstream, ...] = ()
     path: str = "<defaults>"
@@ -236,6 +305,15 @@ def _check_whole(config: Config) -> None:
                     f"upstream and {peer.slots} in {upstream.name!r}; slots are the server's, give "
                     "the same everywhere"
                 )
+    if (config.stock.reload == "command") != bool(config.stock.reload_command):
+        raise ConfigError(
+            f'{path}: reload = "command" and reload_command in [stock] go together; give both '
+            "or neither"
+        )
+    if config.policy.token_file and config.policy.token_variable:
+        raise ConfigError(
+            f"{path}: token_file and token_variable in [policy] are both set; keep one of them"
+        )
     if config.policy.time_to_live_seconds < 2 * config.policy.interval_seconds:
         raise ConfigError(
             f"{path}: time_to_live_seconds in [policy] is {config.policy.time_to_live_seconds:g}; "
@@ -250,7 +328,12 @@ def parse(text: str, path: str = "<text>") -> Config:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
-    sections: dict[str, Any] = {"policy": Policy, "nginx": Nginx, "learning": Learning}
+    sections: dict[str, Any] = {
+        "policy": Policy,
+        "nginx": Nginx,
+        "stock": Stock,
+        "learning": Learning,
+    }
     for name in data:
         if name not in sections and name != "upstream":
             close = get_close_matches(name, [*sections, "upstream"], 1)

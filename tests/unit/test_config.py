@@ -29,6 +29,20 @@ internal_listen = "127.0.0.1:18081"
 worker_processes = "auto"
 binary = "/usr/sbin/nginx"
 instance = "edge-1"
+[stock]
+vts_url = ["http://127.0.0.1:18081/status/format/json", "https://edge-2/status"]
+vts_ca_file = "/etc/ssl/own.pem"
+include_file = "/etc/nginx/trimtab/upstreams.conf"
+main_file = "/etc/nginx/nginx.conf"
+pid_file = "/run/nginx.pid"
+method = "round_robin"
+reload = "command"
+reload_command = ["sudo", "-n", "/usr/sbin/nginx", "-s", "reload"]
+check_command = ["sudo", "-n", "/usr/sbin/nginx", "-t"]
+reload_min_seconds = 10
+reloads_per_hour = 12
+material_ratio = 0.1
+verify_seconds = 5
 [learning]
 enabled = false
 observe_seconds = 10
@@ -70,6 +84,21 @@ def test_every_key_is_read() -> None:
     assert got.policy.interval_seconds == 0.5
     assert got.nginx.listen == ("127.0.0.1:18080", "[::1]:18080")
     assert got.nginx.worker_processes == "auto"
+    assert got.stock == config.Stock(
+        vts_url=("http://127.0.0.1:18081/status/format/json", "https://edge-2/status"),
+        vts_ca_file=Path("/etc/ssl/own.pem"),
+        include_file=Path("/etc/nginx/trimtab/upstreams.conf"),
+        main_file=Path("/etc/nginx/nginx.conf"),
+        pid_file=Path("/run/nginx.pid"),
+        method="round_robin",
+        reload="command",
+        reload_command=("sudo", "-n", "/usr/sbin/nginx", "-s", "reload"),
+        check_command=("sudo", "-n", "/usr/sbin/nginx", "-t"),
+        reload_min_seconds=10.0,
+        reloads_per_hour=12,
+        material_ratio=0.1,
+        verify_seconds=5.0,
+    )
     assert got.learning == config.Learning(
         enabled=False,
         observe_seconds=10.0,
@@ -135,6 +164,12 @@ def test_a_refusal_names_file_key_and_what_is_allowed(
         ),
         ("[policy]\ntime_to_live_seconds = 1\n" + MINIMAL, "at least twice interval_seconds"),
         ("policy = 3\n" + MINIMAL, "[policy] must be a table"),
+        ('[stock]\nreload = "command"\n' + MINIMAL, "reload_command in [stock] go together"),
+        ('[stock]\nreload_command = ["x"]\n' + MINIMAL, "reload_command in [stock] go together"),
+        ('[stock]\nvts_url = "localhost/status"\n' + MINIMAL, "it must be a URL"),
+        ('[stock]\nvts_url = ["http://a/", "http://a/"]\n' + MINIMAL, "different URLs"),
+        ('[stock]\nreload_command = "nginx -s reload"\n' + MINIMAL, "a list of words"),
+        ('[stock]\ninclude_file = "/etc/nginx/"\n' + MINIMAL, "it must be a file"),
     ],
 )
 def test_what_must_hold_between_sections(text: str, message: str) -> None:
