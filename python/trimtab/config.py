@@ -130,12 +130,6 @@ def _argv(value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
-def _file(value: Any) -> Path:
-    if not isinstance(value, str) or not value or "\0" in value:
-        raise ValueError("a file")
-    return Path(value)
-
-
 def _hostname() -> str:
     return re.sub(r"[^A-Za-z0-9_.-]", "-", socket.gethostname())[:64] or "localhost"
 
