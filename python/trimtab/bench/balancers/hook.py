@@ -1,5 +1,6 @@
 """Trimtab: nginx with the Lua hook, and the policy server that advises it."""
 
+import re
 import sys
 import urllib.request
 from dataclasses import dataclass
@@ -12,24 +13,39 @@ from trimtab.bench.balancers.base import Running, Site
 from trimtab.bench.balancers.nginx import RunningNginx
 from trimtab.children import Child
 from trimtab.config import Config
-from trimtab.errors import DependencyError
+from trimtab.errors import DependencyError, TrimtabError
 
 __all__ = ["Hook"]
 
 _START_SECONDS: Final = 30.0
 
 
+# What nginx logs when Lua code fails. The hook then leaves requests to nginx's own balancer, so
+# that they are served; figures of such a run would not be ours.
+_LUA_ERROR: Final = re.compile(r"\[(error|crit|alert|emerg)\].*(lua|trimtab)")
+
+
 class _Running(RunningNginx):
     def __init__(self, process: NginxProcess, policy: Child | None) -> None:
         super().__init__(process)
+        self._log = process.error_log
+        # Earlier runs in the same directory have left their lines.
+        self._begin = self._log.stat().st_size if self._log.exists() else 0
         self._policy = policy
 
     def check(self) -> None:
+        """Raise TrimtabError when a part has died, or the hook has complained."""
         super().check()
         if self._policy is not None:
             self._policy.check()
+        with self._log.open(errors="replace") as log:
+            log.seek(self._begin)
+            said = next((line for line in log if _LUA_ERROR.search(line)), "")
+        if said:
+            raise TrimtabError(f"the hook failed: {said.strip()}")
 
     def stop(self) -> None:
+        """End nginx, then the policy server."""
         super().stop()
         if self._policy is not None:
             self._policy.stop()
