@@ -1,10 +1,10 @@
 """What the counters say about servers and classes: service times, rates, affinities, slots.
 
 A request of class j on peer i that finds a free slot takes v_j·a_ij/r_i in the mean: `fits` has
-the model and how it is fitted. Only successful tries that found a free slot are used (`unqueued`),
-so neither queueing nor a server that fails fast enters. A source without that figure
-(nginx-module-vts) has no address counters; its mean response times are taken, but only of peers
-with little load.
+the model and how it is fitted. Successful tries that found a free slot (`unqueued`) show it singly,
+the others through the busy time of the server's slots (`queued`); so neither queueing nor a server
+that fails fast enters. A source without these figures (nginx-module-vts) has no address counters;
+its mean response times are taken, but only of peers with little load.
 
 All sums forget exponentially, by the time in which there was traffic.
 """
@@ -15,12 +15,16 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trimtab.fits import Slots, slots, two_way
 from trimtab.model import CONCURRENCY_LEVELS, PairCounters, Window
+from trimtab.queued import QueuedWork
 from trimtab.window import class_total, mean_seconds, std_seconds
 
 __all__ = ["Estimates", "Estimator", "deadline_seconds"]
+
+Floats = NDArray[np.float64]
 
 # A minute: at ten requests a second and pair 600 are remembered, an error of 4% for exponential
 # service; a server that changed its speed is believed after about half of it. The balancer's own
@@ -41,6 +45,12 @@ CV2_UNKNOWN: Final = 1.0
 # Without unqueued figures, response times count as service times where the peer had in the mean
 # fewer requests in flight than this share of its slots: M/M/1 queueing then adds at most a third.
 LOW_LOAD_RATIO: Final = 0.25
+
+# Above this share of failures a server's slots were not busy with what was completed.
+MOST_FAILED_RATIO: Final = 0.02
+
+# Normal equations are kept for a server with at most so many classes: 2 kB each.
+MOST_QUEUED_CLASSES: Final = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +115,14 @@ class Estimator:
         zeros = np.zeros(CONCURRENCY_LEVELS)
         self._done = {address: zeros.copy() for address in slots}
         self._time = {address: zeros.copy() for address in slots}
+        self._slots: dict[str, Slots] = {}
+        # By server its classes, and what it did of queued requests.
+        classes = {a: [n for n, known in self._known.items() if a in known] for a in slots}
+        self._queued = {
+            a: (names, QueuedWork(len(names)))
+            for a, names in classes.items()
+            if len(names) <= MOST_QUEUED_CLASSES
+        }
 
     def update(self, of: Window) -> None:
         """Take one window in; one without a finished request changes nothing."""
@@ -123,6 +141,7 @@ class Estimator:
             self._unqueued(of)
             if of.instances == 1:
                 self._concurrency(of)
+                self._busy(of, keep)
         else:
             self._lightly_loaded(of)
 
@@ -164,55 +183,87 @@ class Estimator:
             self._done[address] = self._done[address] * keep + counters.completions_at
             self._time[address] = self._time[address] * keep + counters.seconds_at
 
-    def estimates(self) -> Estimates:
-        """What the sums say now."""
-        names = list(dict.fromkeys(name for name, _ in self._pairs))
-        addresses = list(dict.fromkeys(address for _, address in self._pairs))
-        arrivals = {
-            n: a / self._seconds for n, a in self._arrived.items() if self._seconds > 0 and a > 0
+        self._find_slots()
+
+    def _find_slots(self) -> None:
+        self._slots = {
+            address: found
+            for address in self._done
+            if (found := slots(self._done[address].tolist(), self._time[address].tolist()))
         }
-        found = {a: slots(self._done[a].tolist(), self._time[a].tolist()) for a in self._done}
-        known = {address: s for address, s in found.items() if s}
-        if not names:
-            return Estimates(slots=known, arrivals_per_second=arrivals)
+
+    def _busy(self, of: Window, keep: float) -> None:
+        for address, (names, queued) in self._queued.items():
+            queued.forget(keep)
+            counters = of.addresses.get(address)
+            pairs = [of.pairs.get(n, {}).get(address, PairCounters()) for n in names]
+            estimated = self._slots.get(address)
+            k = self._given.get(address)
+            if k is None and estimated and estimated.sure:
+                k = float(estimated.value)
+            requests = sum(p.requests for p in pairs)
+            failures = sum(p.failures for p in pairs)
+            if k is None or counters is None or failures > MOST_FAILED_RATIO * requests:
+                queued.skip()
+                continue
+            busy = sum(min(n, k) * t for n, t in enumerate(counters.seconds_at, 1))
+            done = np.array([p.requests - p.failures - p.unqueued for p in pairs], dtype=float)
+            queued.add(of.seconds, busy - sum(p.unqueued_seconds for p in pairs), done, k)
+
+    def _table(self) -> tuple[list[str], list[str], Floats, Floats, Floats]:
+        """Upstreams, addresses, and by both: means, the requests that they are worth, and the
+        squared coefficient of variation that these are to be taken with."""
+        names, addresses = list(self._known), list(self._given)
         row = {name: n for n, name in enumerate(names)}
         column = {address: n for n, address in enumerate(addresses)}
         counts = np.zeros((len(names), len(addresses)))
         means = np.zeros_like(counts)
         cv2 = np.full_like(counts, CV2_UNKNOWN)
         for (name, address), sums in self._pairs.items():
-            at = row[name], column[address]
             # Less than a whole request left in memory is no evidence but rounding.
             if sums.count < 1:
                 continue
-            mean = sums.seconds / sums.count
+            at = row[name], column[address]
             counts[at] = sums.count
-            means[at] = math.log(mean)
+            means[at] = sums.seconds / sums.count
             if sums.squared > 0:
-                spread = sums.squared / sums.count / mean**2 - 1
+                spread = sums.squared / sums.count / means[at] ** 2 - 1
                 cv2[at] = min(max(spread, CV2_BOUNDS[0]), CV2_BOUNDS[1])
-        nu, rho, alpha = two_way(means, counts, cv2)
+        for address, (of, queued) in self._queued.items():
+            if not queued.empty:
+                at_all = np.array([row[n] for n in of]), column[address]
+                worth = counts[at_all] / cv2[at_all]
+                means[at_all], counts[at_all] = queued.means(worth, means[at_all])
+                cv2[at_all] = 1.0
+        return names, addresses, means, counts, cv2
+
+    def estimates(self) -> Estimates:
+        """What the sums say now."""
+        arrivals = {
+            n: a / self._seconds for n, a in self._arrived.items() if self._seconds > 0 and a > 0
+        }
+        names, addresses, means, counts, cv2 = self._table()
+        row = {name: n for n, name in enumerate(names)}
+        column = {address: n for n, address in enumerate(addresses)}
+        logs = np.log(np.where(counts > 0, means, 1.0))
+        nu, rho, alpha = two_way(logs, counts, cv2)
         enough = counts.sum(axis=1) >= LEAST_REQUESTS
         return Estimates(
             service_time_seconds={n: math.exp(nu[row[n]]) for n in names if enough[row[n]]},
             rates={a: math.exp(rho[column[a]]) for a in addresses if counts[:, column[a]].any()},
             affinity={
                 n: {
-                    a: math.exp(alpha[row[n], column[a]])
-                    for a in addresses
-                    if counts[row[n], column[a]] > 0
+                    a: math.exp(alpha[row[n], c])
+                    for a, c in column.items()
+                    if counts[row[n], c] > 0
                 }
                 for n in names
             },
             evidence={
-                n: {
-                    a: float(counts[row[n], column[a]])
-                    for a in addresses
-                    if counts[row[n], column[a]] > 0
-                }
+                n: {a: float(counts[row[n], c]) for a, c in column.items() if counts[row[n], c] > 0}
                 for n in names
             },
-            slots=known,
+            slots=dict(self._slots),
             arrivals_per_second=arrivals,
         )
 
@@ -252,6 +303,7 @@ class Estimator:
         self._pairs, self._arrived, self._seconds = pairs, arrived, total
         for mine, row in zip((self._done, self._time), rows, strict=True):
             mine.update({a: values for a, values in row.items() if a in mine})
+        self._find_slots()
 
 
 def _finite(value: Any) -> float:

@@ -9,6 +9,7 @@ from one (mean, standard deviation, percentiles) live here too; estimates do not
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from operator import add, attrgetter, lt, sub
 from typing import Final, TypeVar
 
 from trimtab.model import (
@@ -51,20 +52,26 @@ _SECONDS: Final = (
     "unqueued_squared",
 )
 _PAIR_SUMS: Final = (*_COUNTS, *_SECONDS, "in_flight_seconds")
+_counts: Final = attrgetter(*_COUNTS)
+_seconds: Final = attrgetter(*_SECONDS)
+_sums: Final = attrgetter(*_PAIR_SUMS)
 
 
 def _began_again(before: PairCounters, after: PairCounters) -> bool:
     """Whether the counters of a pair started from zero in between."""
     return (
-        any(getattr(after, n) < getattr(before, n) for n in _COUNTS)
-        or any(getattr(after, n) < getattr(before, n) * (1 - ROUNDING_RATIO) for n in _SECONDS)
+        any(map(lt, _counts(after), _counts(before)))
+        or any(
+            a < b * (1 - ROUNDING_RATIO)
+            for a, b in zip(_seconds(after), _seconds(before), strict=True)
+        )
         or _rows_back(before.responses, after.responses)
     )
 
 
 def _rows_back(before: Sequence[float], after: Sequence[float]) -> bool:
     """Whether a row of counters went back; rows of different length tell nothing."""
-    return len(before) == len(after) and any(a < b for b, a in zip(before, after, strict=True))
+    return len(before) == len(after) and any(map(lt, after, before))
 
 
 def _row_increase(before: Sequence[Number], after: Sequence[Number]) -> tuple[Number, ...]:
@@ -72,7 +79,9 @@ def _row_increase(before: Sequence[Number], after: Sequence[Number]) -> tuple[Nu
     shape."""
     if len(before) != len(after):
         return ()
-    return tuple(max(a - b, type(a)(0)) for b, a in zip(before, after, strict=True))
+    # Rows are long and peers many: `map` does not run a line of Python for each number.
+    row = tuple(map(sub, after, before))
+    return tuple(max(n, type(n)(0)) for n in row) if min(row, default=0) < 0 else row
 
 
 def _reset(before: PairCounters, after: PairCounters) -> PairCounters:
@@ -98,13 +107,9 @@ def _reset(before: PairCounters, after: PairCounters) -> PairCounters:
 def _pair_increase(before: PairCounters, after: PairCounters, seconds: float) -> PairCounters:
     if _began_again(before, after):
         before = _reset(before, after)
-    sums = {}
-    for name in _PAIR_SUMS:
-        later = getattr(after, name)
-        sums[name] = max(later - getattr(before, name), type(later)(0))
-    one, two, three, four, five = (
-        a - b for b, a in zip(before.responses, after.responses, strict=True)
-    )
+    increases = _row_increase(_sums(before), _sums(after))
+    sums = dict(zip(_PAIR_SUMS, increases, strict=True))
+    one, two, three, four, five = map(sub, after.responses, before.responses)
     # The integral is exact; a source without one leaves only the mean of two readings.
     integral = after.in_flight_seconds > 0
     return PairCounters(
@@ -242,14 +247,15 @@ def _add_rows(rows: Iterable[tuple[Number, ...]]) -> tuple[Number, ...]:
         if not total:
             total = row
         elif len(row) == len(total):
-            total = tuple(a + b for a, b in zip(total, row, strict=True))
+            total = tuple(map(add, total, row))
     return total
 
 
 def _add_pairs(counters: Sequence[PairCounters], in_flight: float) -> PairCounters:
     if len(counters) == 1:
         return replace(counters[0], in_flight=in_flight)
-    sums = {name: sum(getattr(c, name) for c in counters) for name in _PAIR_SUMS}
+    total = _add_rows(map(_sums, counters))
+    sums = dict(zip(_PAIR_SUMS, total, strict=True))
     one, two, three, four, five = map(sum, zip(*(c.responses for c in counters), strict=True))
     return PairCounters(
         in_flight=in_flight,

@@ -19,8 +19,8 @@ ROWS = (
     ("errors", "model"),
     ("children", "paths", "tables", "terminal", "v1"),
     # 1: the configuration and what computes without I/O
-    ("bounds", "config", "fits", "window"),
-    ("estimate", "learn", "listen", "messages"),
+    ("bounds", "config", "fits", "queued", "window"),
+    ("bearer", "estimate", "learn", "listen", "messages"),
     ("guard",),
     # 2: what decides, reads, acts, and the worlds to act in
     ("journal", "policy", "sources", "store", "traffic"),
@@ -30,8 +30,9 @@ ROWS = (
     # 3: the one who calls them
     ("controller",),
     # 4: the policy server
-    ("admin", "server"),
-    ("loop",),
+    ("dashboard", "events", "metrics"),
+    ("control", "server"),
+    ("admin", "loop"),
     ("daemon",),
     # 5: what people start
     ("bench",),
@@ -50,8 +51,8 @@ HOMES = {
     "google": {"messages"},
     "grpc": {"server"},
     "grpc_health": {"server"},
-    "prometheus_client": {"admin"},
-    "aiohttp": {"admin", "demo"},
+    "prometheus_client": {"admin", "metrics"},
+    "aiohttp": {"admin", "control", "demo", "events"},
     "matplotlib": {"bench"},
     "crossplane": {"cli"},
 }

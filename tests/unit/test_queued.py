@@ -1,0 +1,115 @@
+"""Service times out of busy time: right in the mean, honest about what they are worth."""
+
+import numpy as np
+import pytest
+
+from trimtab.estimate import Estimator
+from trimtab.model import CONCURRENCY_LEVELS, AddressCounters, PairCounters, Window
+from trimtab.queued import QueuedWork
+
+TRUE = np.array([0.015, 0.010, 0.060])
+RATES = np.array([60.0, 30.0, 10.0])  # a second; 180% of one slot, 90% of two
+NONE = np.zeros(3)
+
+
+def lived(seconds: int, seed: int, rates=RATES) -> QueuedWork:
+    """A server that did exponential work of three classes, a second a window."""
+    rng = np.random.default_rng(seed)
+    work = QueuedWork(3)
+    for _ in range(seconds):
+        done = rng.poisson(rates)
+        busy = sum(rng.gamma(n, s) for n, s in zip(done, TRUE, strict=True) if n)
+        work.add(1.0, busy, done.astype(float), 2.0)
+    return work
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_busy_time_tells_service_times(seed: int) -> None:
+    """Ten minutes of nothing but queued requests: each class within 4 of its own standard errors,
+    the two heavy ones within 30%."""
+    means, worth = lived(600, seed).means(NONE, NONE)
+    assert all(abs(m - t) < 4 * m / np.sqrt(w) for m, t, w in zip(means, TRUE, worth, strict=True))
+    assert means[[0, 2]] == pytest.approx(TRUE[[0, 2]], rel=0.3)
+
+
+def test_worth_is_what_it_says() -> None:
+    """Over sixty seeds the squared error of a mean is its square over its worth, within half."""
+    found = [lived(120, seed).means(NONE, NONE) for seed in range(60)]
+    means, worth = (np.array([f[n] for f in found]) for n in (0, 1))
+    assert (worth[:, 2] > 0).all()
+    normal = (means[:, 2] - TRUE[2]) ** 2 * worth[:, 2] / means[:, 2] ** 2
+    assert 0.5 < normal.mean() < 1.5
+
+
+def test_single_requests_come_first() -> None:
+    """A class known from a thousand requests on free slots stays where it is, and sharpens what
+    the busy time says of the others."""
+    work = lived(60, 1)
+    alone, _ = work.means(NONE, NONE)
+    means, worth = work.means(np.array([1000.0, 1000.0, 0.0]), np.array([0.015, 0.010, 0.0]))
+    assert means[:2] == pytest.approx(TRUE[:2], rel=0.1)
+    assert worth[2] > work.means(NONE, NONE)[1][2]
+    assert abs(means[2] - TRUE[2]) <= abs(alone[2] - TRUE[2])
+
+
+def test_class_that_was_not_seen_has_nothing() -> None:
+    """The prior alone is no evidence."""
+    means, worth = lived(60, 1, np.array([60.0, 30.0, 0.0])).means(NONE, NONE)
+    assert (means[2], worth[2]) == (0.0, 0.0)
+
+
+def test_without_queueing_single_requests_pass_through() -> None:
+    """A server that never queued says what its single requests say."""
+    counts, means = np.array([5.0, 0.0, 2.0]), np.array([0.1, 0.0, 0.3])
+    found, worth = QueuedWork(3).means(counts, means)
+    assert found.tolist() == [0.1, 0.0, 0.3]
+    assert worth.tolist() == counts.tolist()
+
+
+def test_what_is_put_together_can_be_dropped() -> None:
+    """A disturbed time leaves nothing behind, and forgetting empties."""
+    work = QueuedWork(1)
+    work.add(1.5, 100.0, np.array([50.0]), 1.0)
+    work.skip()
+    work.add(1.5, 1.0, np.array([50.0]), 1.0)
+    assert work.empty
+    work.add(1.5, 1.0, np.array([50.0]), 1.0)
+    assert not work.empty
+    assert work.means(np.zeros(1), np.zeros(1))[0][0] == pytest.approx(0.02, rel=0.01)
+    work.forget(0.01)
+    assert work.empty
+
+
+def saturated(failures: int = 0) -> Window:
+    """A second of two full servers of one slot, the second half as fast; nothing unqueued."""
+    zeros = (0.0,) * (CONCURRENCY_LEVELS - 5)
+    at = AddressCounters(
+        busy_seconds=1.0,
+        completions_at=(0,) * CONCURRENCY_LEVELS,
+        seconds_at=(0.0, 0.0, 0.0, 0.0, 1.0, *zeros),
+    )
+    return Window(
+        seconds=1.0,
+        pairs={
+            "a": {
+                "s1:1": PairCounters(requests=100 + failures, failures=failures),
+                "s2:1": PairCounters(requests=50),
+            }
+        },
+        addresses={"s1:1": at, "s2:1": at},
+    )
+
+
+def test_saturated_servers_are_known_all_the_same() -> None:
+    """Where no request ever finds a free slot, rates follow from what is completed; a server whose
+    requests fail shows nothing that way."""
+    one = Estimator({"a": ["s1:1", "s2:1"]}, {"s1:1": 1, "s2:1": 1})
+    for _ in range(30):
+        one.update(saturated())
+    found = one.estimates()
+    assert found.rates["s1:1"] / found.rates["s2:1"] == pytest.approx(2.0, rel=0.05)
+    assert found.service_time_seconds["a"] == pytest.approx(0.01 * 2**0.5, rel=0.05)
+    other = Estimator({"a": ["s1:1", "s2:1"]}, {"s1:1": 1, "s2:1": 1})
+    for _ in range(30):
+        other.update(saturated(failures=900))
+    assert "s1:1" not in other.estimates().rates
