@@ -102,7 +102,8 @@ def test_reload_under_load_keeps_counts_and_requests(tmp_path: Path) -> None:
         hooked(tmp_path, {"a": known(group)[:2], "b": known(group)[:2]}, workers=2) as nginx,
     ):
         start = nginx.snapshot()["start"]
-        with loaded(nginx, concurrency=8, headers="X-Work: 0.005\r\n") as got:
+        # More than one peer has slots for, so that a new one is needed.
+        with loaded(nginx, concurrency=24, headers="X-Work: 0.005\r\n") as got:
             for _ in range(5):
                 nginx.reload()
             before = nginx.total("a", "requests")

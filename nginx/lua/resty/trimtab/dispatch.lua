@@ -137,6 +137,7 @@ function _M.place(upstream)
     local own_work = upstream.service * upstream.affinity[p]
     local i = upstream.server[p]
     record.is_unqueued = counters.start(i, upstream.pair[p], own_work, now)
+    record.position = p
     record.pair = upstream.pair[p]
     record.work = own_work
     record.began = now

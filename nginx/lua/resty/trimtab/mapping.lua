@@ -11,7 +11,7 @@
 --     head       one trimtab_head
 --     names      of upstreams, addresses and pairs: see names.lua
 --     servers    a struct of arrays per address that all workers write
---     services   per pair, written by all
+--     services   per upstream, written by all
 --     rows       per worker, written by that worker alone: see counters.lua
 --
 -- What all workers write is estimates only. Two workers that change the same
@@ -52,7 +52,7 @@ typedef struct {
 typedef struct { unsigned char length; char text[255]; } trimtab_name;
 typedef struct { double upstream, address; } trimtab_pair_name;
 
-/* A mean over about the last 50 samples. */
+/* The mean service time of a class. */
 typedef struct { double count, mean_seconds; } trimtab_service;
 
 typedef struct { double pid, generation, id, claims; } trimtab_owner;
@@ -117,7 +117,7 @@ local function offsets(addresses, pairs_, rows)
     part("last", addresses * 8)
     part("rate", addresses * 8)
     part("error", addresses * 8)
-    part("services", pairs_ * sizeof("trimtab_service"))
+    part("services", MAX_UPSTREAMS * sizeof("trimtab_service"))
     part("owners", rows * sizeof("trimtab_owner"))
     part("rows", 0)
     -- Within a row, which begins on a page of its own: no two workers write

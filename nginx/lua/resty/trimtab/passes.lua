@@ -142,7 +142,9 @@ local function end_placed(record, request, now, is_final)
     end_try(record, now, outcome)
     if outcome == SUCCESS and record.is_unqueued then
         counters.unqueued(q, seconds)
-        if services.sample(registry.map.services, q, seconds) then
+        if services.sample(registry, record.upstream, record.position,
+                           seconds)
+        then
             services.refresh(registry)
         end
     end

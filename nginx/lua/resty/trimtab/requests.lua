@@ -62,6 +62,7 @@ local function new_record()
         upstream = false,    -- of the pass that is under way
         arrival = 0,         -- seconds, when that pass began
         server = -1,         -- of the try under way; -1: none
+        position = -1,       -- of its peer in the upstream
         pair = -1,
         work = 0,            -- what the try added to the server's work
         began = 0,           -- seconds, when the try began
