@@ -185,6 +185,8 @@ class Stock:
     main_file: Path = key(_file, default=Path("var/render/nginx.conf"))
     pid_file: Path = key(_file, default=Path("var/render/nginx.pid"))
     method: str = key(one_of("least_conn", "round_robin"), default="least_conn")
+    # For round_robin, which cannot see load: how loaded the servers are when it matters.
+    load_ratio: float = key(number(0.05, 0.99), default=0.7)
     # Who reloads: we by a signal, a command of yours, or something that watches include_file.
     reload: str = key(one_of("signal", "command", "external"), default="signal")
     reload_command: tuple[str, ...] = key(_argv, default=())

@@ -36,6 +36,7 @@ include_file = "/etc/nginx/trimtab/upstreams.conf"
 main_file = "/etc/nginx/nginx.conf"
 pid_file = "/run/nginx.pid"
 method = "round_robin"
+load_ratio = 0.8
 reload = "command"
 reload_command = ["sudo", "-n", "/usr/sbin/nginx", "-s", "reload"]
 check_command = ["sudo", "-n", "/usr/sbin/nginx", "-t"]
@@ -91,6 +92,7 @@ def test_every_key_is_read() -> None:
         main_file=Path("/etc/nginx/nginx.conf"),
         pid_file=Path("/run/nginx.pid"),
         method="round_robin",
+        load_ratio=0.8,
         reload="command",
         reload_command=("sudo", "-n", "/usr/sbin/nginx", "-s", "reload"),
         check_command=("sudo", "-n", "/usr/sbin/nginx", "-t"),

@@ -5,6 +5,7 @@ nginx and running it in `nginx_process`.
 """
 
 import functools
+import hashlib
 import ipaddress
 import json
 import math
@@ -20,7 +21,14 @@ import jinja2
 
 from trimtab import __version__, paths
 from trimtab.actuators import safe_text
-from trimtab.actuators.integer_weights import integer_weights
+from trimtab.actuators.groups import (
+    BALANCERS,
+    SHARED_GROUP,
+    group,
+    shared_servers,
+    static_groups,
+    stock_groups,
+)
 from trimtab.config import Config, Upstream, split_address
 from trimtab.errors import ConfigError, TrimtabError
 from trimtab.model import BUCKET_BOUNDS_SECONDS, Weights
@@ -35,10 +43,10 @@ __all__ = [
     "environment",
     "local",
     "render",
+    "render_upstreams",
     "write",
 ]
 
-BALANCERS: Final = ("trimtab", "round_robin", "least_conn", "random_two")
 LAYOUTS: Final = ("per_class", "one_group")
 RETRY_STATUSES: Final = (500, 502, 503, 504)
 TEMP_PATHS: Final = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
@@ -48,13 +56,6 @@ MAX_OPEN_FILES: Final = 40_000
 
 # Names of our own upstream groups.
 _POLICY_GROUP: Final = "trimtab_policy"
-_SHARED_GROUP: Final = "trimtab_shared"
-
-_METHODS: Final = {
-    "round_robin": (),
-    "least_conn": ("least_conn",),
-    "random_two": ("random", "two", "least_conn"),
-}
 
 # A connection to a server on the same network takes milliseconds; a SYN lost twice takes three
 # seconds, and after five another server is the better hope.
@@ -63,11 +64,6 @@ _CONNECT_SECONDS: Final = 5.0
 # With this many tries a request fails only if three servers in a row do; more would multiply the
 # load of requests that fail everywhere.
 _TRIES: Final = 3
-
-# Idle connections a worker keeps to the peers of a group. Too small a pool costs 40% of the
-# throughput, so plenty a peer; the cap bounds what a worker with a thousand peers holds open.
-_KEEPALIVE_PER_PEER: Final = 32
-_KEEPALIVE_BOUNDS: Final = (64, 1024)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +125,7 @@ def _check(config: Config, hook: bool) -> None:
     seen: dict[str, str] = {}
     for upstream in config.upstreams:
         name = upstream.name
-        if name.lower() in (_POLICY_GROUP, _SHARED_GROUP):
+        if name.lower() in (_POLICY_GROUP, SHARED_GROUP):
             raise ConfigError(f"{config.path}: the upstream name {name!r} is reserved; change it")
         if seen.setdefault(name.lower(), name) != name:
             raise ConfigError(
@@ -143,53 +139,6 @@ def _check(config: Config, hook: bool) -> None:
     if hook:
         _refuse_names(config.policy.listen, f"{config.path}: listen in [policy]")
         _refuse_names(config.nginx.internal_listen, f"{config.path}: internal_listen in [nginx]")
-
-
-def _servers(upstream: Upstream, weights: Weights | None) -> list[dict[str, Any]]:
-    """The `server` lines of a group, with static weights or learned ones.
-
-    least_conn takes the least n_i / w_i. The per-request rule compares about
-    n_i·a_i / (k_i·r_i·W_i), so its learned numbers become w_i = W_i·k_i·r_i / a_i; slots k_i count
-    only when all are known.
-    """
-    learned = weights.upstreams.get(upstream.name) if weights else None
-    if learned is None:
-        return [{"address": p.address, "weight": p.weight, "down": False} for p in upstream.peers]
-    known = {p.address: learned.peers.get(p.address) for p in upstream.peers}
-    slots = {
-        p.address: p.slots or (w.slots if (w := known[p.address]) else None) for p in upstream.peers
-    }
-    by_slots = all(slots.values())
-    values = {
-        address: (w.weight * w.rate / w.affinity if w else 1.0)
-        * ((slots[address] or 1) if by_slots else 1)
-        for address, w in known.items()
-        if not (w and w.drain)
-    }
-    whole = integer_weights(values)
-    return [{"address": a, "weight": whole.get(a, 1), "down": a not in whole} for a in known]
-
-
-def _group(name: str, servers: list[dict[str, Any]], balancer: str, zone: bool) -> dict[str, Any]:
-    low, high = _KEEPALIVE_BOUNDS
-    return {
-        "name": name,
-        "servers": servers,
-        "hook": balancer == "trimtab",
-        "method": _METHODS.get(balancer, ()),
-        "keepalive": min(high, max(low, _KEEPALIVE_PER_PEER * len(servers))),
-        # nginx takes about half a kibibyte a peer, and needs some pages to begin with.
-        "zone_kibibytes": 64 * math.ceil((64 + 2 * len(servers)) / 64) if zone else 0,
-    }
-
-
-def _shared_servers(config: Config) -> list[dict[str, Any]]:
-    """Every server once, with the weight that its first upstream gives it."""
-    servers: dict[str, dict[str, Any]] = {}
-    for upstream in config.upstreams:
-        for server in _servers(upstream, None):
-            servers.setdefault(server["address"], server)
-    return list(servers.values())
 
 
 def _route(upstream: Upstream, group: str, peers: int, statuses: Sequence[int]) -> dict[str, Any]:
@@ -239,6 +188,58 @@ def _vts_buckets() -> list[str]:
     return [f"{bound:.3f}".rstrip("0").rstrip(".") for bound in rounded[:32]]
 
 
+def _values(
+    config: Config, groups: list[dict[str, Any]], weights: Weights | None
+) -> dict[str, Any]:
+    """What upstreams.conf needs."""
+    return {
+        "config": config,
+        "generation": weights.generation if weights else 0,
+        "groups": groups,
+        "policy_address": "",
+        "source": config.path,
+        "version": __version__,
+        "weights_from": f"learned weights ({weights.reason})" if weights else "static weights",
+    }
+
+
+def _token(config: Config, groups: list[dict[str, Any]], weights: Weights | None) -> str:
+    """Names what the workers of a configuration serve: epoch, generation, and the content."""
+    content = json.dumps([groups, config.nginx.internal_listen, config.stock.vts_url])
+    digest = hashlib.sha256(content.encode(errors="replace")).hexdigest()[:16]
+    epoch, generation = (weights.epoch, weights.generation) if weights else (0, 0)
+    return f"{epoch}-{generation}-{digest}"
+
+
+def render_upstreams(
+    config: Config, weights: Weights | None = None, *, status: bool = True
+) -> tuple[str, str]:
+    """The upstream file of stock mode alone, for an nginx that includes it; and its token, which
+    the workers that serve it tell at /trimtab/generation.
+
+    Args:
+        config: what to render.
+        weights: learned weights; the static ones when None.
+        status: whether the internal server shows the statistics, as far as the configuration
+            wants that at all. False needs no VTS module.
+
+    Raises:
+        ConfigError: a value cannot be written safely.
+    """
+    _check(config, hook=False)
+    groups = stock_groups(config, weights)
+    token = _token(config, groups, weights)
+    text = environment().get_template("upstreams.conf.j2").render(
+        {
+            **_values(config, groups, weights),
+            "stock": True,
+            "token": token,
+            "vts": status and not config.stock.vts_url,
+        }
+    )
+    return text, token
+
+
 def render(
     config: Config,
     directory: Path,
@@ -260,7 +261,8 @@ def render(
         machine: modules, user and paths; `nginx_process.machine` finds them.
         mode: "lua" or "stock"; the configuration's when None.
         balancer: one of `BALANCERS`. In lua mode "trimtab" is the hook, and with the others the
-            hook only counts. In stock mode "trimtab" is least_conn with the weights.
+            hook only counts. In stock mode "trimtab" is the configuration's method with the
+            weights.
         layout: "per_class" has a group for each upstream; "one_group" puts all peers in one.
         observe: False gives a plain nginx with neither Lua nor VTS, for comparison.
         access_log: write logs/access.log.
@@ -279,14 +281,15 @@ def render(
     ):
         if value not in allowed:
             raise ConfigError(f"{name} {value!r}; allowed: {', '.join(allowed)}")
-    hook, vts = observe and mode == "lua", observe and mode == "stock"
+    hook, stock = observe and mode == "lua", observe and mode == "stock"
+    own = stock and balancer == "trimtab"
     if balancer == "trimtab":
         if not observe:
             raise ConfigError("without the hook or VTS there is no balancer 'trimtab'")
         if layout == "one_group":
             raise ConfigError("the balancer 'trimtab' needs the layout per_class")
-        balancer = "trimtab" if hook else "least_conn"
-    if weights is not None and not vts:
+        balancer = "trimtab" if hook else config.stock.method
+    if weights is not None and not own:
         raise ConfigError("learned weights are rendered in stock mode only; the hook pulls them")
     if not directory.is_absolute():
         raise ConfigError(f"the directory {str(directory)!r} is not absolute")
@@ -298,39 +301,39 @@ def render(
     _check(config, hook)
 
     # In one worker the counts are exact anyway.
-    zone = vts or (balancer != "trimtab" and config.nginx.worker_processes != 1)
-    if layout == "one_group":
-        groups = [_group(_SHARED_GROUP, _shared_servers(config), balancer, zone)]
+    zone = stock or (balancer != "trimtab" and config.nginx.worker_processes != 1)
+    if own:
+        groups = stock_groups(config, weights)
+    elif layout == "one_group":
+        groups = [group(SHARED_GROUP, shared_servers(config), balancer, zone=zone)]
     else:
-        groups = [_group(u.name, _servers(u, weights), balancer, zone) for u in config.upstreams]
+        groups = static_groups(config, balancer, zone=zone)
     routes = [
-        _route(u, group["name"], len(group["servers"]), retry_statuses)
-        for u, group in zip(config.upstreams, cycle(groups), strict=False)
+        _route(u, g["name"], len(g["servers"]), retry_statuses)
+        for u, g in zip(config.upstreams, cycle(groups), strict=False)
     ]
-    pairs = sum(len(group["servers"]) for group in groups)
+    pairs = sum(len(g["servers"]) for g in groups)
     values = {
+        **_values(config, groups, weights),
         "access_log": access_log,
         "catches_all": any(u.location == "/" for u in config.upstreams),
-        "config": config,
         "directory": str(directory),
-        "generation": weights.generation if weights else 0,
-        "groups": groups,
         "hook": hook,
+        "stock": stock,
         "lua_directory": lua_directory,
         "machine": machine,
         "policy_address": local(config.policy.listen) if hook else "",
+        "token": _token(config, groups, weights) if stock else "",
         "routes": routes,
         # Long enough for any request, within reason: until then old and new workers share peers.
         "shutdown_seconds": min(120.0, max(10.0, *(u.timeout_seconds for u in config.upstreams))),
-        "source": config.path,
-        "version": __version__,
-        "vts": vts,
         "vts_buckets": _vts_buckets(),
         # A node has a histogram and a long key; a full zone would read as zeros for ever.
         "vts_zone_mebibytes": max(4, math.ceil(pairs / 128)),
-        "weights_from": f"learned weights ({weights.reason})" if weights else "static weights",
         # A request may hold two connections, and some files are no connections.
         "worker_connections": machine.open_files * 2 // 5,
+        # A status page of one's own needs nothing from us.
+        "vts": stock and not config.stock.vts_url,
         "what": f"{mode} mode, balancer {balancer}, {layout}" if observe else f"plain {balancer}",
     }
     templates = environment()

@@ -11,7 +11,7 @@ from nginx_samples import CONFIG, MACHINE, PREFIX, found, parsed, weights
 from trimtab import __version__
 from trimtab.actuators import nginx_conf
 from trimtab.actuators.nginx_conf import Machine, render
-from trimtab.config import Peer, Policy
+from trimtab.config import Peer, Policy, Stock
 from trimtab.errors import ConfigError, TrimtabError
 from trimtab.model import PeerWeight, Weights
 
@@ -115,10 +115,52 @@ def test_stock_mode_has_what_vts_needs(tmp_path: Path) -> None:
     bounds = [float(b) for b in buckets]
     assert len(bounds) <= 32
     assert bounds == sorted(set(bounds))
+    assert found(tree, "vhost_traffic_status_filter_by_set_key") == [
+        ["reads", "class"],
+        ["writes", "class"],
+    ]
+    tree = parsed(files["upstreams.conf"], tmp_path)
     assert found(tree, "vhost_traffic_status_display_format") == [["json"]]
     assert found(tree, "deny") == [["all"]]
-    assert found(parsed(files["upstreams.conf"], tmp_path), "least_conn") == [[], []]
-    assert len(found(parsed(files["upstreams.conf"], tmp_path), "zone")) == 2
+    assert found(tree, "least_conn") == [[], []]
+    assert len(found(tree, "zone")) == 2
+
+
+def test_the_operator_s_own_status_page_needs_nothing_from_us(tmp_path: Path) -> None:
+    """With vts_url no VTS directive is rendered, and the generation is still told."""
+    config = replace(CONFIG, stock=Stock(vts_url=("http://x/",)))
+    files = render(config, PREFIX, mode="stock")
+    assert "vhost_traffic_status" not in "".join(files.values())
+    tree = parsed(files["upstreams.conf"], tmp_path)
+    assert ["=", "/trimtab/generation"] in found(tree, "location")
+
+
+def test_round_robin_has_the_square_root_rule(tmp_path: Path) -> None:
+    """Capacities 1 : 4 at 70% load become shares 1 : 6, and no method directive is written."""
+    config = replace(CONFIG, stock=Stock(method="round_robin", load_ratio=0.7))
+    learned = weights(a=PeerWeight(), b=PeerWeight(rate=4.0))
+    text, _ = nginx_conf.render_upstreams(config, learned)
+    tree = parsed(text, tmp_path)
+    assert found(tree, "least_conn") == []
+    first, second = (int(s[1].removeprefix("weight=")) for s in found(tree, "server")[:2])
+    # 1 − 1·1.5/3 = 0.5 and 4 − 2·1.5/3 = 3
+    assert second / first == pytest.approx(6.0, rel=0.01)
+
+
+def test_the_upstream_file_alone_is_that_of_the_whole() -> None:
+    """Rendering only the upstreams gives the same file, and its token names the content."""
+    learned = weights(a=PeerWeight(), b=PeerWeight(rate=2.0))
+    text, token = nginx_conf.render_upstreams(CONFIG, learned)
+    assert text == render(CONFIG, PREFIX, mode="stock", weights=learned)["upstreams.conf"]
+    assert f'return 200 "trimtab {token}\\n";' in text
+    later = replace(learned, generation=8, reason="another")
+    _, other = nginx_conf.render_upstreams(CONFIG, later)
+    assert (token[:4], other[:4]) == ("0-7-", "0-8-")
+    assert token[4:] == other[4:]
+    _, changed = nginx_conf.render_upstreams(CONFIG, weights(a=PeerWeight(rate=5.0)))
+    assert changed[4:] != token[4:]
+    without, _ = nginx_conf.render_upstreams(CONFIG, learned, status=False)
+    assert "vhost_traffic_status" not in without
 
 
 @pytest.mark.parametrize(
@@ -139,7 +181,8 @@ def test_learned_weights_are_rendered_in_stock_mode(
     """w = W·k·r / a for the learned class, the static weights for the other one."""
     files = render(CONFIG, PREFIX, mode="stock", weights=learned)
     servers = found(parsed(files["upstreams.conf"], tmp_path), "server")
-    assert [s[1] for s in servers] == [*expected, "weight=3", "weight=1"]
+    ours = [s[1] for s in servers if len(s) > 1]
+    assert ours == [*expected, "weight=3", "weight=1"]
     assert files["upstreams.conf"].startswith(
         "# Upstream groups for Trimtab: generation 7, learned weights (a test).\n"
     )
@@ -151,8 +194,8 @@ def test_a_drained_peer_is_down(tmp_path: Path) -> None:
     files = render(CONFIG, PREFIX, mode="stock", weights=learned)
     servers = found(parsed(files["upstreams.conf"], tmp_path), "server")
     assert servers[:2] == [
-        ["10.0.0.1:80", "weight=1", "down"],
-        ["[2001:db8::1]:80", "weight=1"],
+        ["10.0.0.1:80", "weight=1", "max_fails=3", "down"],
+        ["[2001:db8::1]:80", "weight=1", "max_fails=3"],
     ]
 
 
