@@ -1,38 +1,42 @@
-"""The admin endpoint: health, status and metrics over HTTP. Read-only.
+"""The admin endpoint: dashboard, health, status, metrics and control over HTTP.
 
-It shows what others know and changes nothing. Every request is bounded in time and number, so a
-slow reader or a stuck control loop takes no more than one thread.
+It shows what others know; only the control routes (`control`) change anything, and they need a
+token. Every request is bounded in time and number, so a slow reader or a stuck control loop takes
+no more than one thread; the dashboard's events (`events`) have bounds of their own.
+
+    GET /              the dashboard           GET /healthz       200, or 503 and why
+    GET /events        its live data           GET /status.json   all that is known
+    GET /history.json  the last ten minutes    GET /metrics       Prometheus's text format
+    GET /explain.json?upstream=NAME[&peer=ADDRESS][&balancer=NAME]
+    POST /control/ACTION
 """
 
 import asyncio
 import json
+import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from aiohttp import web
-from prometheus_client import (
-    CONTENT_TYPE_LATEST,
-    CollectorRegistry,
-    Counter,
-    Histogram,
-    ProcessCollector,
-    generate_latest,
-)
-from prometheus_client.core import GaugeMetricFamily
-from prometheus_client.registry import Collector
+from prometheus_client import CONTENT_TYPE_LATEST
 
-from trimtab import __version__
-from trimtab.actuators.board import Board
+from trimtab import dashboard
 from trimtab.config import Config
-from trimtab.errors import TrimtabError
+from trimtab.control import MOST_BODY_BYTES, Control, Operator
+from trimtab.errors import ConfigError, TrimtabError
+from trimtab.events import Events
 from trimtab.listen import claim, socket_mode
-from trimtab.sources.reported import Reported
+from trimtab.metrics import Metrics
 
-__all__ = ["Admin", "Metrics"]
+__all__ = ["Admin"]
+
+T = TypeVar("T")
+
+_log: Final = logging.getLogger(__name__)
 
 # What a page may take. The status of 16384 pairs takes well under a second; a scraper gives up
 # after ten by default.
@@ -44,112 +48,6 @@ MAX_REQUESTS: Final = 16
 # A kept-alive connection without a request is closed after this.
 IDLE_SECONDS: Final = 30.0
 
-# A GetWeights takes under a millisecond, a large report a tenth of a second.
-_CALL_BUCKETS: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 2.5)
-
-# A step takes milliseconds, one that fits the states seconds.
-_STEP_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
-
-
-class Metrics:
-    """The server's own metrics, in a registry of their own. Safe to use from any thread."""
-
-    def __init__(self, source: Reported, board: Board) -> None:
-        self.registry = CollectorRegistry()
-        self._calls = Counter(
-            "trimtab_grpc_calls",
-            "gRPC calls by method and status.",
-            ["method", "code"],
-            registry=self.registry,
-        )
-        self._call_seconds = Histogram(
-            "trimtab_grpc_call_seconds",
-            "Time to answer a gRPC call, without the transport.",
-            ["method"],
-            registry=self.registry,
-            buckets=_CALL_BUCKETS,
-        )
-        self._steps = Counter(
-            "trimtab_steps",
-            "Steps of the control loop by outcome: done, or failed (the weights stay).",
-            ["outcome"],
-            registry=self.registry,
-        )
-        self._step_seconds = Histogram(
-            "trimtab_step_seconds",
-            "Time that a step of the control loop took.",
-            registry=self.registry,
-            buckets=_STEP_BUCKETS,
-        )
-        self._late = Counter(
-            "trimtab_steps_skipped",
-            "Intervals in which no step was begun, because the one before still ran.",
-            registry=self.registry,
-        )
-        # A series that appears only with the first failure cannot be alerted on.
-        for outcome in ("done", "failed"):
-            self._steps.labels(outcome)
-        ProcessCollector(registry=self.registry)
-        self.registry.register(_Gauges(source, board))
-
-    def called(self, method: str, code: str, seconds: float) -> None:
-        """Count a gRPC call."""
-        self._calls.labels(method, code).inc()
-        self._call_seconds.labels(method).observe(seconds)
-
-    def stepped(self, seconds: float, *, failed: bool) -> None:
-        """Count a step of the control loop."""
-        self._steps.labels("failed" if failed else "done").inc()
-        self._step_seconds.observe(seconds)
-
-    def skipped(self, intervals: int) -> None:
-        """Count intervals in which no step was begun."""
-        self._late.inc(intervals)
-
-    def text(self) -> bytes:
-        """All metrics in Prometheus's text format."""
-        return generate_latest(self.registry)
-
-
-class _Gauges(Collector):
-    """What is read from board and source at the moment of the scrape."""
-
-    def __init__(self, source: Reported, board: Board) -> None:
-        self._source = source
-        self._board = board
-        self._started = time.time()
-
-    def collect(self) -> Iterator[GaugeMetricFamily]:
-        """The gauges of now."""
-        build = GaugeMetricFamily("trimtab_build_info", "Always 1.", labels=["version"])
-        build.add_metric([__version__], 1)
-        yield build
-        weights = self._board.current()
-        yield GaugeMetricFamily(
-            "trimtab_generation",
-            "Generation of the weights in force; 0 before the first.",
-            weights.generation if weights else 0,
-        )
-        yield GaugeMetricFamily(
-            "trimtab_epoch",
-            "Epoch of the weights in force: when this lineage of generations began, in ms.",
-            weights.epoch if weights else 0,
-        )
-        instances = self._source.instances()
-        yield GaugeMetricFamily(
-            "trimtab_instances", "Balancers that report statistics.", len(instances)
-        )
-        yield GaugeMetricFamily(
-            "trimtab_instances_behind",
-            "Balancers whose last report was not of the generation in force.",
-            sum(i.generation != (weights.generation if weights else 0) for i in instances),
-        )
-        yield GaugeMetricFamily(
-            "trimtab_report_age_seconds",
-            "Age of the oldest of the balancers' last reports.",
-            max((i.age_seconds for i in instances), default=0),
-        )
-
 
 class Admin:
     """The HTTP server on `config.policy.admin_listen`.
@@ -159,6 +57,8 @@ class Admin:
         status: gives what /status.json shows; called in a thread.
         trouble: why the control loop is not healthy, or None; called in the event loop.
         metrics: what /metrics shows.
+        operator: what can be ordered and asked; called in a thread.
+        control: the control routes.
     """
 
     def __init__(
@@ -167,15 +67,26 @@ class Admin:
         status: Callable[[], dict[str, Any]],
         trouble: Callable[[], str | None],
         metrics: Metrics,
+        operator: Operator,
+        control: Control,
     ) -> None:
         self._listen = config.policy.admin_listen
         self._status = status
         self._trouble = trouble
         self._metrics = metrics
+        self._operator = operator
+        self._control = control
+        self._page, self._policy = dashboard.page()
         self._under_way = 0
         # One thread: a status that hangs on a stuck loop holds this one and no other.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="admin")
-        app = web.Application(middlewares=[self._bounded], client_max_size=1024)
+        self._events = Events(self._live)
+        app = web.Application(middlewares=[self._bounded], client_max_size=MOST_BODY_BYTES)
+        app.router.add_get("/", self._dashboard)
+        app.router.add_get("/events", self._events.handle)
+        app.router.add_get("/history.json", self._history_json)
+        app.router.add_get("/explain.json", self._explain_json)
+        app.router.add_post("/control/{action}", control.handle)
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/status.json", self._status_json)
         app.router.add_get("/metrics", self._metrics_text)
@@ -205,6 +116,7 @@ class Admin:
     async def stop(self) -> None:
         """Close, and leave no socket behind."""
         listening = bool(self._runner.addresses)
+        await self._events.stop()
         await self._runner.cleanup()
         if listening and self._listen.startswith("unix:"):
             Path(self._listen.removeprefix("unix:")).unlink(missing_ok=True)
@@ -212,12 +124,16 @@ class Admin:
 
     @web.middleware
     async def _bounded(self, request: web.Request, handler: Any) -> web.StreamResponse:
+        response: web.StreamResponse
+        if request.path == "/events":
+            response = await handler(request)
+            return response
         if self._under_way >= MAX_REQUESTS:
             return _text(503, f"{MAX_REQUESTS} requests are under way; try again")
         self._under_way += 1
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
-                response: web.StreamResponse = await handler(request)
+                response = await handler(request)
         except TimeoutError:
             response = _text(503, f"no answer within {ANSWER_SECONDS:g} s: {self._trouble()}")
         finally:
@@ -230,15 +146,64 @@ class Admin:
         trouble = self._trouble()
         return _text(503, trouble) if trouble else _text(200, "ok")
 
+    async def _dashboard(self, _: web.Request) -> web.Response:
+        return web.Response(
+            body=self._page,
+            content_type="text/html",
+            charset="utf-8",
+            headers={
+                "Content-Security-Policy": self._policy,
+                "Referrer-Policy": "no-referrer",
+                "X-Frame-Options": "DENY",
+            },
+        )
+
+    async def _in_thread(self, call: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, call)
+
     async def _status_json(self, _: web.Request) -> web.Response:
-        loop = asyncio.get_running_loop()
-        text = await loop.run_in_executor(self._thread, lambda: _json(self._status()))
-        return web.Response(text=text, content_type="application/json")
+        return _answer(await self._in_thread(lambda: _json(self._status())))
+
+    async def _history_json(self, _: web.Request) -> web.Response:
+        return _answer(await self._in_thread(lambda: _json(self._operator.history())))
+
+    async def _explain_json(self, request: web.Request) -> web.Response:
+        upstream = request.query.get("upstream", "")
+        address, instance = request.query.get("peer"), request.query.get("balancer")
+        try:
+            return _answer(
+                await self._in_thread(
+                    lambda: _json(self._operator.explain(upstream, address, instance))
+                )
+            )
+        except ConfigError as error:
+            return _answer(_json({"error": str(error)}), 404)
+
+    async def _live(self) -> dict[str, Any]:
+        """For the dashboard: the status, and what a page needs besides."""
+        async with asyncio.timeout(ANSWER_SECONDS):
+            status, history = await self._in_thread(
+                lambda: (self._status(), self._operator.history())
+            )
+        return {
+            **status,
+            "time": time.time(),
+            "control": self._control.possible,
+            "point": next(reversed(history["points"]), None),
+        }
 
     async def _metrics_text(self, _: web.Request) -> web.Response:
-        return web.Response(
-            body=self._metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST}
-        )
+        status = None
+        try:
+            # Half of what the whole answer may take: a stuck status costs the traffic's metrics,
+            # not those that tell that it is stuck.
+            async with asyncio.timeout(ANSWER_SECONDS / 2):
+                status = await self._in_thread(self._status)
+        except Exception as error:
+            _log.warning("metrics without traffic: no status: %s", error or type(error).__name__)
+        # A thread of the common pool: ours may be the stuck one.
+        body = await asyncio.to_thread(self._metrics.text, status)
+        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
 def _json(value: Any) -> str:
@@ -252,6 +217,10 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _answer(text: str, status: int = 200) -> web.Response:
+    return web.Response(text=text, status=status, content_type="application/json")
 
 
 def _text(status: int, text: str) -> web.Response:

@@ -10,16 +10,18 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import uvloop
 
-from trimtab import __version__, controller
+from trimtab import __version__, bearer, controller
 from trimtab.actuators.board import Board
-from trimtab.admin import Admin, Metrics
+from trimtab.admin import Admin
 from trimtab.config import Config
+from trimtab.control import Control, Operator
 from trimtab.listen import claim
 from trimtab.loop import Controls, Loop
+from trimtab.metrics import Metrics
 from trimtab.server import PolicyServer
 from trimtab.sources.reported import Reported
 
@@ -27,8 +29,13 @@ __all__ = ["Build", "log_to_stderr", "run", "serve"]
 
 _log: Final = logging.getLogger(__name__)
 
+
+class Brain(Controls, Operator, Protocol):
+    """What the process needs of a controller."""
+
+
 # Makes the controller for a source and an actuator; puts the first weights up.
-Build = Callable[[Config, Reported, Board], Controls]
+Build = Callable[[Config, Reported, Board], Brain]
 
 
 class _OneLine(logging.Formatter):
@@ -68,6 +75,7 @@ async def serve(
     source = Reported(config)
     metrics = Metrics(source, board)
     policy = config.policy
+    token = bearer.token(policy)
     # Before the state is locked and read: the usual mistake gets its own message.
     claim(policy.listen, "listen")
     claim(policy.admin_listen, "admin_listen")
@@ -78,6 +86,7 @@ async def serve(
             config.path,
         )
     brain = await asyncio.to_thread(build, config, source, board)
+    control = Control(config, brain, token, lambda: _generation(board), metrics.controlled)
     loop = Loop(
         brain,
         board,
@@ -85,8 +94,8 @@ async def serve(
         interval_seconds=policy.interval_seconds,
         # As long as a balancer would use weights that nobody renews.
         stale_seconds=policy.time_to_live_seconds,
-        # Nothing is learned without a report, and what the operator sets makes a generation.
-        stamp=lambda: (source.accepted, _generation(board)),
+        # Nothing is learned without a report, and nothing set without an order.
+        stamp=lambda: (source.accepted, _generation(board), control.done),
     )
     started = time.monotonic()
 
@@ -113,7 +122,7 @@ async def serve(
         }
 
     server = PolicyServer(config, source, board, metrics.called)
-    admin = Admin(config, status, loop.trouble, metrics)
+    admin = Admin(config, status, loop.trouble, metrics, brain, control)
     await server.start()
     try:
         await admin.start()
@@ -138,7 +147,7 @@ def _generation(board: Board) -> int:
     return weights.generation if weights else 0
 
 
-def build(config: Config, source: Reported, board: Board) -> Controls:
+def build(config: Config, source: Reported, board: Board) -> Brain:
     """The production controller, with its state in `state_directory`. Raises TrimtabError."""
     return controller.build(config, source, board, config.policy.state_directory)
 

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, Protocol
 
 from trimtab.actuators.board import Board
-from trimtab.admin import Metrics
+from trimtab.metrics import Metrics
 
 __all__ = ["Controls", "Loop", "following"]
 

@@ -1,4 +1,4 @@
-"""The admin endpoint: health, status and metrics, bounded, and nothing that changes anything."""
+"""The admin endpoint: health, status and metrics, bounded, and changing nothing."""
 
 import asyncio
 import threading
@@ -9,11 +9,13 @@ import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+import operators
 import serving
 from trimtab import admin
 from trimtab.actuators.board import Board
-from trimtab.admin import Admin, Metrics
+from trimtab.admin import Admin
 from trimtab.errors import TrimtabError
+from trimtab.metrics import Metrics
 from trimtab.model import Snapshot
 from trimtab.sources.reported import Reported
 
@@ -27,8 +29,16 @@ class Parts:
         self.source = Reported(self.config)
         self.metrics = Metrics(self.source, self.board)
         self.trouble: str | None = None
-        self.status: Callable[[], dict] = lambda: {"state": 3}
-        self.admin = Admin(self.config, lambda: self.status(), lambda: self.trouble, self.metrics)
+        self.status: Callable[[], dict] = lambda: {"generation": 3}
+        self.orders = operators.Orders()
+        self.admin = Admin(
+            self.config,
+            lambda: self.status(),
+            lambda: self.trouble,
+            self.metrics,
+            self.orders,
+            operators.control(self.config, self.metrics, self.orders),
+        )
 
     def run(self, scenario: Callable[[aiohttp.ClientSession], Awaitable[None]]) -> None:
         """Start, run `scenario` with a client, stop."""
@@ -141,10 +151,10 @@ def test_two_servers_have_metrics_of_their_own(parts: Parts, tmp_path: Path) -> 
     assert b'GetWeights"' not in Parts(tmp_path).metrics.text()
 
 
-@pytest.mark.parametrize("path", ["/healthz", "/status.json", "/metrics"])
+@pytest.mark.parametrize("path", ["/", "/events", "/healthz", "/status.json", "/metrics"])
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
 def test_nothing_can_be_changed(parts: Parts, method: str, path: str) -> None:
-    """There is no route that takes anything."""
+    """What shows takes nothing."""
 
     async def scenario(client: aiohttp.ClientSession) -> None:
         async with client.request(method, path, data=b"x") as answer:

@@ -11,8 +11,8 @@ import pytest
 import serving
 from trimtab import loop as loop_module
 from trimtab.actuators.board import Board
-from trimtab.admin import Metrics
 from trimtab.loop import Loop, following
+from trimtab.metrics import Metrics
 from trimtab.sources.reported import Reported
 
 

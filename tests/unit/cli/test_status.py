@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 
+import operators
 import serving
 from trimtab.actuators.board import Board
-from trimtab.admin import Admin, Metrics
+from trimtab.admin import Admin
 from trimtab.cli import main
 from trimtab.cli.status import render
+from trimtab.metrics import Metrics
 from trimtab.sources.reported import Reported
 
 
@@ -90,7 +92,9 @@ def answering(listen: str, shown: Callable[[], Any]) -> Iterator[None]:
     def wait(coroutine: Any) -> None:
         asyncio.run_coroutine_threadsafe(coroutine, loop).result(serving.TIMEOUT)
 
-    admin = Admin(checked, shown, lambda: None, Metrics(Reported(checked), board))
+    metrics, orders = Metrics(Reported(checked), board), operators.Orders()
+    control = operators.control(checked, metrics, orders)
+    admin = Admin(checked, shown, lambda: None, metrics, orders, control)
     try:
         wait(admin.start())
         try:
