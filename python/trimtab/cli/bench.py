@@ -74,15 +74,27 @@ def run(arguments: argparse.Namespace) -> int:
         return _cost(arguments)
     plan = _plan(arguments)
     results = Results()
-    with terminal.Progress(plan.total_seconds) as bar:
-        caught = asyncio.run(_interruptible(plan, results, bar))
+    caught = 0
+    try:
+        with terminal.Progress(plan.total_seconds) as bar:
+            caught = asyncio.run(_interruptible(plan, results, bar))
+    finally:
+        # Also when something failed: hours may have gone into what is done.
+        if results.outcomes:
+            _show(plan, results)
     if not results.outcomes:
         print(report.notes(plan, results))
         return 128 + caught if caught else 1
+    if caught:
+        return 128 + caught
+    return 1 if results.problems or results.missing else 0
+
+
+def _show(plan: Plan, results: Results) -> None:
+    """Print the tables, and write the files."""
     print(report.tables(plan, results))
     print()
     print(report.notes(plan, results))
-    plan.directory.mkdir(parents=True, exist_ok=True)
     report.write_json(plan, results, plan.directory / "results.json")
     drawn: dict[str, Path | None] = {}
     if pictures.available():
@@ -90,10 +102,7 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         print("no pictures: matplotlib is missing (pip install 'trimtab[plots]')")
     page.write_page(plan, results, drawn, plan.directory / "report.html")
-    print(f"written to {arguments.output}: results.json, report.html")
-    if caught:
-        return 128 + caught
-    return 1 if results.problems or results.missing else 0
+    print(f"written to {plan.directory}: results.json, report.html")
 
 
 async def _interruptible(plan: Plan, results: Results, bar: terminal.Progress) -> int:
