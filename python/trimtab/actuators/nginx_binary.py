@@ -19,7 +19,15 @@ from trimtab import paths
 from trimtab.actuators.nginx_conf import MAX_OPEN_FILES, TEMP_PATHS, Machine
 from trimtab.errors import DependencyError
 
-__all__ = ["ROOT_WORKERS", "Installation", "find", "machine", "reachable", "worker_user"]
+__all__ = [
+    "ROOT_WORKERS",
+    "Installation",
+    "find",
+    "machine",
+    "reachable",
+    "temp_paths",
+    "worker_user",
+]
 
 # Where nginx may be when root's directories are not on a user's PATH.
 _MORE_PATH: Final = (
@@ -176,6 +184,13 @@ def _open_files() -> int:
     return MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(MAX_OPEN_FILES, hard)
 
 
+def temp_paths(installation: Installation) -> tuple[str, ...]:
+    """The kinds of temporary files that this nginx was built with."""
+    return tuple(
+        kind for kind in TEMP_PATHS if f"--without-http_{kind}_module" not in installation.arguments
+    )
+
+
 def machine(
     installation: Installation, directory: Path, mode: str, *, vts_module: Path | None = None
 ) -> Machine:
@@ -198,11 +213,7 @@ def machine(
         modules = _vts_modules(installation, vts_module)
     return Machine(
         load_modules=modules,
-        temp_paths=tuple(
-            kind
-            for kind in TEMP_PATHS
-            if f"--without-http_{kind}_module" not in installation.arguments
-        ),
+        temp_paths=temp_paths(installation),
         open_files=_open_files(),
         user=worker_user(directory, *([lua_directory] if lua_directory else [])),
         lua_directory=str(lua_directory or ""),

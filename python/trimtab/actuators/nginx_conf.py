@@ -229,13 +229,17 @@ def render_upstreams(
     _check(config, hook=False)
     groups = stock_groups(config, weights)
     token = _token(config, groups, weights)
-    text = environment().get_template("upstreams.conf.j2").render(
-        {
-            **_values(config, groups, weights),
-            "stock": True,
-            "token": token,
-            "vts": status and not config.stock.vts_url,
-        }
+    text = (
+        environment()
+        .get_template("upstreams.conf.j2")
+        .render(
+            {
+                **_values(config, groups, weights),
+                "stock": True,
+                "token": token,
+                "vts": status and not config.stock.vts_url,
+            }
+        )
     )
     return text, token
 
