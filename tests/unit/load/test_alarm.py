@@ -31,15 +31,16 @@ async def ring(make: object, ahead: float) -> float:
 
 @pytest.mark.parametrize("factory", LOOPS)
 def test_it_rings_at_its_time(factory: object) -> None:
-    """It never rings early, and of many alarms most are less than half a millisecond late."""
+    """It never rings early, and on a free processor it is less late than a millisecond timer could be."""
 
     async def measure() -> list[float]:
-        return [await ring(open_alarm, 0.0037) for _ in range(30)]
+        return [await ring(open_alarm, 0.0032) for _ in range(30)]
 
     with asyncio.Runner(loop_factory=factory) as runner:  # type: ignore[arg-type]
         late = runner.run(measure())
     assert min(late) >= 0
-    assert sorted(late)[5] < 0.0005  # the machine may be busy; a millisecond timer never gets here
+    # A millisecond timer would ring at 4 ms, 0.8 ms late. The machine may be busy: the best count.
+    assert sorted(late)[3] < 0.0004
 
 
 @pytest.mark.parametrize("make", [Alarm, open_alarm])
