@@ -31,7 +31,7 @@ async def ring(make: object, ahead: float) -> float:
 
 @pytest.mark.parametrize("factory", LOOPS)
 def test_it_rings_at_its_time(factory: object) -> None:
-    """It never rings early, and on a free processor it is less late than a millisecond timer could be."""
+    """It never rings early, and less late than a millisecond timer could be."""
 
     async def measure() -> list[float]:
         return [await ring(open_alarm, 0.0032) for _ in range(30)]
