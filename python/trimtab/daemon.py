@@ -22,6 +22,7 @@ from trimtab.control import Control, Operator
 from trimtab.listen import claim
 from trimtab.loop import Controls, Loop
 from trimtab.metrics import Metrics
+from trimtab.parts import parts
 from trimtab.server import PolicyServer
 from trimtab.sources.reported import Reported
 
@@ -35,7 +36,7 @@ class Brain(Controls, Operator, Protocol):
 
 
 # Makes the controller for a source and an actuator; puts the first weights up.
-Build = Callable[[Config, Reported, Board], Brain]
+Build = Callable[[Config, controller.Source, controller.Actuator], Brain]
 
 
 class _OneLine(logging.Formatter):
@@ -72,23 +73,19 @@ async def serve(
     The weights that `build` puts up are served at once; the loop then steps every interval.
     """
     board = Board()
-    source = Reported(config)
+    reported = Reported(config)
+    chosen = parts(config, board, reported)
+    source = chosen.source
     metrics = Metrics(source, board)
     policy = config.policy
     token = bearer.token(policy)
     # Before the state is locked and read: the usual mistake gets its own message.
     claim(policy.listen, "listen")
     claim(policy.admin_listen, "admin_listen")
-    if config.nginx.mode == "stock":
-        _log.warning(
-            "%s: mode in [nginx] is 'stock', but this version learns from gRPC reports only: it "
-            "does not read VTS and does not rewrite nginx's configuration",
-            config.path,
-        )
-    brain = await asyncio.to_thread(build, config, source, board)
+    brain = await asyncio.to_thread(build, config, source, chosen.actuator)
     control = Control(config, brain, token, lambda: _generation(board), metrics.controlled)
     loop = Loop(
-        brain,
+        chosen.around(brain),
         board,
         metrics,
         interval_seconds=policy.interval_seconds,
@@ -102,6 +99,7 @@ async def serve(
     def status() -> dict[str, Any]:
         return {
             **brain.status(),
+            **chosen.status(),
             "instances": [
                 {
                     "name": i.name,
@@ -121,7 +119,7 @@ async def serve(
             },
         }
 
-    server = PolicyServer(config, source, board, metrics.called)
+    server = PolicyServer(config, reported, board, metrics.called)
     admin = Admin(config, status, loop.trouble, metrics, brain, control)
     await server.start()
     try:
@@ -147,9 +145,9 @@ def _generation(board: Board) -> int:
     return weights.generation if weights else 0
 
 
-def build(config: Config, source: Reported, board: Board) -> Brain:
+def build(config: Config, source: controller.Source, actuator: controller.Actuator) -> Brain:
     """The production controller, with its state in `state_directory`. Raises TrimtabError."""
-    return controller.build(config, source, board, config.policy.state_directory)
+    return controller.build(config, source, actuator, config.policy.state_directory)
 
 
 def run(config: Config) -> int:

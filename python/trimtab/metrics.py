@@ -8,7 +8,7 @@ comes from the status of the controller; when that cannot be had in time, a scra
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from prometheus_client import (
     CollectorRegistry,
@@ -28,7 +28,7 @@ from prometheus_client.registry import Collector
 from trimtab import __version__
 from trimtab.actuators.board import Board
 from trimtab.model import BUCKET_BOUNDS_SECONDS
-from trimtab.sources.reported import Reported
+from trimtab.sources.reported import Instance
 
 __all__ = ["FAMILIES", "Family", "Metrics"]
 
@@ -172,11 +172,19 @@ FAMILIES: Final = (
 _BY_NAME: Final = {f.name: f for f in FAMILIES}
 
 
+class Instances(Protocol):
+    """Who knows the balancers."""
+
+    def instances(self) -> tuple[Instance, ...]:
+        """The balancers that still report, by name."""
+        ...
+
+
 class Metrics:
     """The server's own metrics, in a registry of their own. Safe to use from any thread."""
 
     def __init__(
-        self, source: Reported, board: Board, wall: Callable[[], float] = time.time
+        self, source: Instances, board: Board, wall: Callable[[], float] = time.time
     ) -> None:
         self.registry = CollectorRegistry()
         self._wall = wall
@@ -240,7 +248,7 @@ def _gauge(name: str, value: float | None = None) -> GaugeMetricFamily:
 class _Now(Collector):
     """What is read from board and source at the moment of the scrape."""
 
-    def __init__(self, source: Reported, board: Board) -> None:
+    def __init__(self, source: Instances, board: Board) -> None:
         self._source = source
         self._board = board
 

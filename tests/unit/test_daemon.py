@@ -1,7 +1,6 @@
 """The process: its parts start together, stop in order, and log in single lines."""
 
 import asyncio
-import dataclasses
 import logging
 import socket
 from pathlib import Path
@@ -117,22 +116,6 @@ def test_controller_that_cannot_start_is_told() -> None:
 
     with pytest.raises(TrimtabError, match="the state is of a later version"):
         asyncio.run(daemon.serve(serving.configuration(), asyncio.Event(), build))
-
-
-def test_stock_mode_is_told_what_is_missing(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Who serves for a stock nginx is told that nothing reads its statistics."""
-
-    def build(*_: Any) -> Controller:
-        raise TrimtabError("enough")
-
-    config = on_sockets(tmp_path)
-    stock = dataclasses.replace(config, nginx=dataclasses.replace(config.nginx, mode="stock"))
-    with pytest.raises(TrimtabError, match="enough"):
-        asyncio.run(daemon.serve(stock, asyncio.Event(), build))
-    (message,) = caplog.messages
-    assert message.startswith("test.toml: mode in [nginx] is 'stock'")
 
 
 def test_log_is_one_line_a_record(capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,6 +33,7 @@ ROWS = (
     ("dashboard", "events", "metrics"),
     ("control", "server"),
     ("admin", "loop"),
+    ("parts",),
     ("daemon",),
     # 5: what people start
     ("bench",),

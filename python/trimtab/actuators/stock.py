@@ -77,6 +77,10 @@ class Stock:
         self._governor = Governor(
             config.stock.reload_min_seconds, config.stock.reloads_per_hour, clock
         )
+        self._generation = 0
+        with contextlib.suppress(TrimtabError):
+            if found := _TOKEN.search(self._file_text() or ""):
+                self._generation = int(found[3])
         with contextlib.suppress(OSError):
             # A restart of ours is no reason for a reload more.
             age = wall() - self._file.stat().st_mtime
@@ -111,9 +115,11 @@ class Stock:
             self._pending = None
             with self._only_one():
                 text, token = render_upstreams(self._config, weights)
-                if self._file_text() == text and self._serves(token):
-                    return "unchanged"
-                return self._put(weights)
+                done = "unchanged"
+                if self._file_text() != text or not self._serves(token):
+                    done = self._put(weights)
+                self._generation = weights.generation if weights else 0
+                return done
 
     def restore(self, text: str) -> str:
         """Put a file's former content in force again; gives what was done. Raises TrimtabError."""
@@ -131,17 +137,18 @@ class Stock:
         """What the upstream file holds now; None when there is none. Raises TrimtabError."""
         return self._file_text()
 
+    @property
+    def generation(self) -> int:
+        """That of the weights which nginx serves, or differs from by nothing material."""
+        return self._generation
+
     def status(self) -> dict[str, Any]:
-        """For JSON: {"file", "generation" in the file, "pending_generation" or None, "reloads",
+        """For JSON: {"file", "generation" in force, "pending_generation" or None, "reloads",
         "next_reload_seconds"}."""
         pending = self._pending
-        text = None
-        with contextlib.suppress(TrimtabError):
-            text = self._file_text()
-        found = _TOKEN.search(text or "")
         return {
             "file": str(self._file),
-            "generation": int(found[3]) if found else None,
+            "generation": self.generation,
             "pending_generation": pending.generation if pending else None,
             "reloads": self._governor.count,
             "next_reload_seconds": round(self._governor.wait_seconds(), 1),
@@ -152,13 +159,12 @@ class Stock:
         if weights is None:
             return
         with self._only_one():
-            if not self._material(weights):
-                self._pending = None
-                return
-            if self._governor.wait_seconds() > 0:
-                return
-            self._put(weights)
+            if self._material(weights):
+                if self._governor.wait_seconds() > 0:
+                    return
+                self._put(weights)
             self._pending = None
+            self._generation = weights.generation
 
     # What has changed
 

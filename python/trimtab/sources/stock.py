@@ -30,6 +30,7 @@ from trimtab.sources import vts
 from trimtab.sources.buckets import spread
 from trimtab.sources.names import Names
 from trimtab.sources.page import Page
+from trimtab.sources.reported import Instance
 from trimtab.sources.vts import STATUS_CLASSES, ServerStatus, Status, Zone
 
 __all__ = ["Vts", "page_urls"]
@@ -80,6 +81,7 @@ class _Nginx:
     zone: tuple[str, int] = ("", 0)
     servers: Mapping[tuple[str, str], frozenset[str]] | None = None  # None before the first
     trouble: str = ""
+    readings: int = 0
 
 
 class Vts:
@@ -88,13 +90,20 @@ class Vts:
     Args:
         config: upstreams and peers to look for, and where.
         clock: monotonic seconds.
+        generation: what nginx serves now, as far as that is known.
 
     Raises ConfigError for a URL or a file of authorities that cannot be used.
     """
 
-    def __init__(self, config: Config, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        config: Config,
+        clock: Callable[[], float] = time.monotonic,
+        generation: Callable[[], int] = lambda: 0,
+    ) -> None:
         self._config = config
         self._clock = clock
+        self._generation = generation
         self._names = Names(config, clock)
         urls = page_urls(config)
         self._nginxes = [
@@ -105,7 +114,6 @@ class Vts:
             for url in urls
         ]
         self._lock = threading.Lock()
-        self._accepted = 0
         # A thread for each page: the slowest tells how long a reading takes.
         self._pool = (
             ThreadPoolExecutor(min(len(urls), _READERS), thread_name_prefix="vts")
@@ -116,7 +124,22 @@ class Vts:
     @property
     def accepted(self) -> int:
         """Readings taken in so far."""
-        return self._accepted
+        return sum(nginx.readings for nginx in self._nginxes)
+
+    def instances(self) -> tuple[Instance, ...]:
+        """Every nginx that has been read, by name."""
+        now, generation = self._clock(), self._generation()
+        return tuple(
+            Instance(
+                name=nginx.name,
+                start=nginx.start,
+                sequence=nginx.readings,
+                generation=generation,
+                age_seconds=now - nginx.read_at,
+            )
+            for nginx in sorted(self._nginxes, key=lambda n: n.name)
+            if nginx.readings
+        )
 
     def read(self) -> tuple[Snapshot, ...]:
         """A snapshot of each nginx that answers; those that do not are told in the log.
@@ -132,9 +155,7 @@ class Vts:
             failed = [f for f in found if isinstance(f, SourceError)]
             if len(failed) == len(found):
                 raise failed[0]
-            snapshots = tuple(f for f in found if isinstance(f, Snapshot))
-            self._accepted += len(snapshots)
-            return snapshots
+            return tuple(f for f in found if isinstance(f, Snapshot))
 
     def close(self) -> None:
         """Close the connections."""
@@ -188,6 +209,7 @@ class Vts:
         nginx.host, nginx.zone, nginx.requests = status.host, zone, served
         nginx.load_msec, nginx.now_msec, nginx.read_at = load, now, read_at
         nginx.servers = {**known, **servers}
+        nginx.readings += 1
         if baseline and not first:
             _log.warning(
                 "%s: its counters are not those of the last reading; one reading is left out", shown
@@ -200,6 +222,7 @@ class Vts:
             clock_seconds=nginx.clock_seconds,
             pairs=pairs,
             connections=Connections(**{g: status.connections.get(g, 0) for g in gauges}),
+            generation=self._generation(),
             loaded_seconds=max(now - load, 0) / 1000 if load and now else None,
         )
 

@@ -277,6 +277,10 @@ def test_several_nginx_are_several_instances(page: Replay) -> None:
         names = {s.instance for s in source.read()}
         assert names == {page.url.split("/")[2], other.url.split("/")[2]}
         assert source.accepted == 3
+        assert {i.name: i.sequence for i in source.instances()} == {
+            page.url.split("/")[2]: 2,
+            other.url.split("/")[2]: 1,
+        }
         source.close()
     page.body = b""
     with pytest.raises(SourceError, match="503"):
