@@ -48,10 +48,11 @@ function drawChart(box, points, options) {
     picture.append(svg("line", { class: "grid", x1: left, x2: width - right, y1: at, y2: at }));
     picture.append(svg("text", { x: left - 6, y: at + 4, "text-anchor": "end" }, axis(part * high)));
   }
-  for (const minutes of [10, 5, 0]) {
-    const at = x(last - 60 * minutes);
-    const anchor = minutes === 10 ? "start" : minutes ? "middle" : "end";
-    picture.append(svg("text", { x: at, y: height - 4, "text-anchor": anchor }, minutes ? `−${minutes} min` : "now"));
+  for (const ago of [1, 0.5, 0]) {
+    const minutes = ago * options.seconds / 60;
+    const anchor = ago === 1 ? "start" : ago ? "middle" : "end";
+    const text = minutes ? `−${Number(minutes.toFixed(1))} min` : "now";
+    picture.append(svg("text", { x: x(last - 60 * minutes), y: height - 4, "text-anchor": anchor }, text));
   }
   if (options.limit) {
     const at = y(options.limit);

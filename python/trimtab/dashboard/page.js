@@ -83,14 +83,14 @@ function drawTop() {
   const errors = mean("error_ratio");
   list($("tiles"), [
     ["ART per 1000 requests", number(mean("art_per_1000"), 1), `${percent(mean("tardy_ratio"))} late`],
-    ["Requests per second", number(rate, 1), `${percent(errors)} errors`, errors > 0.05],
+    ["Requests per second", number(rate, 1), `${percent(errors)} errors`, errors > 0.05 && "alarm"],
     ["In flight", number(sum("in_flight"), 1), `${number(sum("waiting"), 1)} waiting`],
     ["Profile in force", now.profile, now.shadow ? `would be ${now.chosen}` : now.exploring ? "exploring" : now.decision],
-    ["State", state ? `#${state.index}` : "–", state ? `log-likelihood ${number(state.log_likelihood, 1)}${state.outside ? ", outside all" : ""}` : "none yet", state && state.outside],
+    ["State", state ? `#${state.index}` : "–", state ? `${state.outside ? "outside, log-lik." : "log-likelihood"} ${number(state.log_likelihood, 1).replace("-", "−")}` : "none yet", state && state.outside && "warn"],
     ["Generation", String(now.generation), now.changed ? `changed ${span(now.time - now.changed)} ago` : now.reason],
-    ["Balancers", String(now.instance_count), alone ? `${alone} on static weights` : behind ? `${behind} behind` : now.instance_count ? "up to date" : "none reports", alone > 0 || !now.instance_count],
+    ["Balancers", String(now.instance_count), alone ? `${alone} on static weights` : behind ? `${behind} behind` : now.instance_count ? "up to date" : "none reports", (alone > 0 || !now.instance_count) && "alarm"],
   ], () => make("div", { className: "tile" }, make("span"), make("b"), make("span")), (tile, [name, value, note, alarm]) => {
-    tile.className = alarm ? "tile alarm" : "tile";
+    tile.className = `tile ${alarm || ""}`;
     say(tile.children[0], name);
     say(tile.children[1], value);
     say(tile.children[2], note);
@@ -101,11 +101,12 @@ function drawTop() {
 function drawCharts() {
   const names = Object.keys(now.upstreams);
   const values = pick => points.map(p => ({ time: p.time, values: names.map(n => p.classes[n] ? pick(p.classes[n], n) : null) }));
-  drawChart($("chart-art"), values(c => c.art_per_1000), { seconds: 600, label: "ART per 1000 requests by class" });
+  const seconds = Math.min(600, Math.max(120, points.length ? points[points.length - 1].time - points[0].time : 0));
+  drawChart($("chart-art"), values(c => c.art_per_1000), { seconds, label: "ART per 1000 requests by class" });
   drawChart($("chart-time"), values((c, n) => {
     const deadline = now.upstreams[n].deadline_seconds;
     return deadline && c.response_time_seconds !== null ? c.response_time_seconds / deadline : null;
-  }), { seconds: 600, limit: 1, label: "Mean response time over deadline by class" });
+  }), { seconds, limit: 1, label: "Mean response time over deadline by class" });
   list($("legend"), names, () => make("span", {}, make("i"), make("span")), (item, name, n) => {
     item.children[0].className = `dot b${n % 8}`;
     say(item.children[1], name);
@@ -182,10 +183,9 @@ function servers() {
 }
 
 const COLUMNS = [
-  ["address", "server", r => r.address], ["rate", "rate", r => r.rate],
-  ["in_flight", "in flight", r => r.in_flight], ["errors", "errors", r => r.errors],
+  ["address", "server", "first"], ["rate", "rate", "extra"], ["in_flight", "in flight", ""], ["errors", "errors", "extra"],
 ];
-const PAIR = [["s", "share"], ["w", "W"], ["t", "response"]];
+const PAIR = [["s", "share"], ["w", "W"], ["t", "time"]];
 
 function key(row, column) {
   const [name, field] = column.split("\n");
@@ -199,7 +199,7 @@ function drawHead(classes) {
   if (head.dataset.is === wanted) return;
   head.dataset.is = wanted;
   const names = Object.keys(now.upstreams);
-  const top = make("tr", {}, make("th", { colSpan: COLUMNS.length }), ...classes.map(name =>
+  const top = make("tr", {}, ...COLUMNS.map(([, , css]) => make("th", { className: css })), ...classes.map(name =>
     make("th", { className: "group start", colSpan: PAIR.length }, make("i", { className: `dot b${names.indexOf(name) % 8}` }), name)));
   const cell = (id, text, css) => {
     const th = make("th", { textContent: text, className: `${css}${sorted === id ? " sorted" : ""}` });
@@ -207,17 +207,17 @@ function drawHead(classes) {
     th.tabIndex = 0;
     return th;
   };
-  const line = make("tr", {}, ...COLUMNS.map(([id, text], n) => cell(id, text, n ? "" : "first")),
+  const line = make("tr", {}, ...COLUMNS.map(([id, text, css]) => cell(id, text, css)),
     ...classes.flatMap(name => PAIR.map(([field, text], n) => cell(`${name}\n${field}`, text, n ? "" : "start"))));
   head.replaceChildren(top, line);
 }
 
 function buildRow(classes) {
   const row = make("tr", {}, make("td", { className: "first" }, make("i", { className: "lamp" }), make("button", { className: "name", type: "button" }), make("span")),
-    make("td"), make("td"), make("td"));
+    make("td", { className: "extra" }), make("td"), make("td", { className: "extra" }));
   for (let n = 0; n < classes; n += 1)
     row.append(make("td", { className: "start" }, make("span", { className: "share" }, make("span", { className: "track" }, make("i")), make("em"))),
-      make("td", {}, make("s"), make("span"), make("span")), make("td"));
+      make("td", {}, make("span"), make("s"), make("span")), make("td"));
   return row;
 }
 
@@ -250,7 +250,7 @@ function drawServers() {
     say(flight, `${number(row.in_flight, 1)}${row.slots ? ` / ${number(row.slots, 0)}` : ""}`);
     flight.className = row.slots && row.in_flight > row.slots ? "warn-text" : "";
     say(errors, percent(row.errors));
-    errors.className = row.errors > 0.05 ? "bad-text" : "";
+    errors.className = row.errors > 0.05 ? "extra bad-text" : "extra";
     classes.forEach((name, n) => {
       const pair = row.pairs[name];
       const [share, weight, response] = [0, 1, 2].map(c => line.children[COLUMNS.length + PAIR.length * n + c]);
@@ -259,10 +259,10 @@ function drawServers() {
       track.firstElementChild.style.width = part(pair?.s / most);
       say(text, pair ? percent(pair.s, pair.s < 0.0995 ? 1 : 0) : "");
       const struck = now.shadow && pair?.h && !pair.p && Math.abs(pair.h / pair.w - 1) > 0.005;
-      say(weight.children[0], struck ? number(pair.h, 2) : "");
-      say(weight.children[1], pair ? number(pair.w, 2) : "");
-      say(weight.children[2], pair?.p ? "pin" : "");
-      weight.children[2].className = pair?.p ? "tag pin" : "";
+      say(weight.children[0], pair?.p ? "pin" : "");
+      weight.children[0].className = pair?.p ? "tag pin" : "";
+      say(weight.children[1], struck ? number(pair.h, 2) : "");
+      say(weight.children[2], pair ? number(pair.w, 2) : "");
       say(response, pair ? time(pair.t) : "");
       response.className = pair?.deadline && pair.t > pair.deadline ? "bad-text" : "";
     });
