@@ -12,7 +12,7 @@ from typing import Final
 from trimtab.config import Policy
 from trimtab.errors import ConfigError
 
-__all__ = ["VARIABLE", "read_file", "token"]
+__all__ = ["VARIABLE", "checked", "read_file", "token"]
 
 # Where the command line looks when it has no configuration file to read.
 VARIABLE: Final = "TRIMTAB_TOKEN"
@@ -31,7 +31,7 @@ def token(policy: Policy, environment: Mapping[str, str] = os.environ) -> str | 
         return read_file(policy.token_file, "token_file in [policy]")
     if policy.token_variable is not None:
         name = policy.token_variable
-        return _checked(
+        return checked(
             environment.get(name, ""), f"token_variable in [policy]: the variable {name}"
         )
     return None
@@ -46,10 +46,11 @@ def read_file(path: Path, what: str) -> str:
         raise ConfigError(
             f"{what} is {str(path)!r}: {error.strerror}; make one: {_MAKE.format(path)}"
         ) from None
-    return _checked(raw.decode("ascii", "replace").strip(), f"{what}, {str(path)!r}")
+    return checked(raw.decode("ascii", "replace").strip(), f"{what}, {str(path)!r}")
 
 
-def _checked(text: str, what: str) -> str:
+def checked(text: str, what: str) -> str:
+    """`text` if it is a token. Raises ConfigError, which names `what`."""
     if not _TOKEN.match(text):
         raise ConfigError(
             f"{what} holds no token: it must be 16 to 512 printable ASCII characters without "

@@ -1,18 +1,21 @@
 """The command line: one module a command, imported only when that command runs.
 
-A command module has `add_arguments(parser)` and `run(arguments) -> int`, the exit status.
+A command module has `add_arguments(parser)` and `run(arguments) -> int`, the exit status; what
+it needs beyond the standard library it imports in `run`, so that help and completion are quick.
 """
 
 import argparse
 import importlib
+import re
 import sys
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Collection, Sequence
+from difflib import get_close_matches
+from typing import Any, Final, NoReturn
 
 from trimtab import __version__
 from trimtab.errors import TrimtabError
 
-__all__ = ["main"]
+__all__ = ["main", "parser"]
 
 COMMANDS: Final = {
     "run": "run the demo: three balancers under the same load, then a table",
@@ -25,8 +28,15 @@ COMMANDS: Final = {
     "demo": "run the demo backends: the social network, or emulated servers",
     "bench": "compare balancers on the same seeded load",
     "status": "show what the policy server knows and does",
+    "explain": "say why requests go where they go",
+    "pin": "fix the weight of a peer in an upstream",
+    "unpin": "let a pinned weight be learned again",
+    "drain": "give a server no new requests",
+    "undrain": "give a drained server requests again",
+    "shadow": "decide without applying what is learned, or apply it",
     "states": "fit or show the states of a statistics file",
     "lua-path": "print the directory for nginx's lua_package_path",
+    "completion": "print the completion script for a shell",
 }
 
 EXIT_STATUSES: Final = """\
@@ -39,25 +49,49 @@ exit status:
 """
 
 
-def _parser(command: str | None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+class _Parser(argparse.ArgumentParser):
+    """One that knows what was meant."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print usage, the message and the closest thing that exists; end with status 2."""
+        words = re.findall(r"(?:arguments:|choice:) '?([\w-]+)", message)
+        if words and "invalid choice" in message and self.prog == "trimtab":
+            # The list of all commands is what --help shows, better.
+            message = f"there is no command {words[0]!r}; `trimtab --help` lists them"
+        close = get_close_matches(words[0], _known(self), 1) if words else []
+        super().error(f"{message}; did you mean {close[0]!r}?" if close else message)
+
+
+def _known(of: argparse.ArgumentParser) -> list[str]:
+    """What may be written: options and choices, and the options of a command that has them."""
+    known: list[str] = []
+    for action in of._actions:
+        known += [*action.option_strings, *(str(c) for c in action.choices or ())]
+        if isinstance(action, argparse._SubParsersAction):
+            known += [o for sub in action.choices.values() for o in _known(sub) if o[0] == "-"]
+    return known
+
+
+def parser(commands: Collection[str]) -> argparse.ArgumentParser:
+    """The parser of the command line, with the arguments of `commands` (and the names of all)."""
+    whole = _Parser(
         prog="trimtab",
         description="Learned, deadline-aware load balancing for open-source NGINX.",
         epilog=EXIT_STATUSES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"trimtab {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    whole.add_argument("--version", action="version", version=f"trimtab {__version__}")
+    subparsers = whole.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, summary in COMMANDS.items():
-        sub = commands.add_parser(
+        sub = subparsers.add_parser(
             name,
             help=summary,
             description=summary[0].upper() + summary[1:] + ".",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        if name == command:
+        if name in commands:
             _module(name).add_arguments(sub)
-    return parser
+    return whole
 
 
 def _module(command: str) -> Any:
@@ -68,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status. A TrimtabError becomes one line on stderr."""
     argv = list(sys.argv[1:] if argv is None else argv)
     command = next((a for a in argv if a in COMMANDS), None)
-    arguments = _parser(command).parse_args(argv)
+    arguments = parser([command] if command else []).parse_args(argv)
     try:
         return int(_module(arguments.command).run(arguments) or 0)
     except TrimtabError as error:

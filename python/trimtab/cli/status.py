@@ -4,26 +4,18 @@ A client only: it reads /status.json and draws it. What the fields mean is the c
 """
 
 import argparse
-import http.client
 import json
 import os
-import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
-from urllib.parse import urlsplit
 
-from trimtab import config, terminal
+from trimtab import terminal
+from trimtab.cli import admin_client
 from trimtab.errors import ConfigError, TrimtabError
 
 __all__ = ["add_arguments", "fetch", "render", "run"]
-
-# The server answers in milliseconds, or gives up itself after five seconds.
-TIMEOUT_SECONDS: Final = 6.0
-
-# 16384 pairs at about 300 bytes, several times over: what is larger is not ours.
-MAX_STATUS_BYTES: Final = 32 * 1024 * 1024
 
 # How often --watch looks; decisions are made each interval, half a second or more.
 WATCH_SECONDS: Final = 2.0
@@ -38,16 +30,7 @@ ADDRESS_COLUMNS: Final = 21
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument(
-        "--config",
-        default="trimtab.toml",
-        metavar="FILE",
-        help="the policy server's TOML file, for admin_listen (%(default)s)",
-    )
-    where.add_argument(
-        "--admin", metavar="URL", help='its admin address: "HOST:PORT", "http://…" or "unix:/path"'
-    )
+    admin_client.add_where(parser)
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--json", action="store_true", help="print the JSON as it is")
     how.add_argument(
@@ -58,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the status; 0, or 1 when the server cannot be reached."""
-    admin = arguments.admin or config.load(arguments.config).policy.admin_listen
+    admin = admin_client.address(arguments)
     if arguments.json:
         print(json.dumps(fetch(admin), indent=2))
         return 0
@@ -82,53 +65,9 @@ def _colour() -> bool:
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
 
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=TIMEOUT_SECONDS)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
-
-
-def _connection(admin: str) -> http.client.HTTPConnection:
-    if admin.startswith("unix:/"):
-        return _UnixConnection(admin.removeprefix("unix:"))
-    url = urlsplit(admin if "://" in admin else f"http://{admin}")
-    try:
-        port = url.port
-    except ValueError:
-        port = None
-    if url.scheme != "http" or not url.hostname or port is None or url.path not in ("", "/"):
-        raise ConfigError(
-            f"--admin is {admin!r}; it must be HOST:PORT, http://HOST:PORT or unix:/path"
-        )
-    return http.client.HTTPConnection(url.hostname, port, timeout=TIMEOUT_SECONDS)
-
-
 def fetch(admin: str) -> dict[str, Any]:
     """The status of the policy server at an admin address. Raises TrimtabError."""
-    connection = _connection(admin)
-    try:
-        connection.request("GET", "/status.json", headers={"Connection": "close"})
-        answer = connection.getresponse()
-        body = answer.read(MAX_STATUS_BYTES + 1)
-    except (OSError, http.client.HTTPException) as error:
-        raise TrimtabError(
-            f"no policy server answers at {admin}: {error or type(error).__name__}; "
-            "`trimtab serve` starts one (balancers go on with their static weights meanwhile)"
-        ) from None
-    finally:
-        connection.close()
-    if answer.status != 200:
-        reason = body[:300].decode("utf-8", "replace").strip()
-        raise TrimtabError(f"the server at {admin} answered {answer.status}: {reason}")
-    try:
-        status = json.loads(body)
-    except ValueError:
-        status = None
+    status = admin_client.get(admin, "/status.json")
     if not isinstance(status, dict) or not isinstance(status.get("upstreams"), dict):
         raise TrimtabError(f"what answers at {admin} is not a Trimtab policy server")
     return status

@@ -1,0 +1,20 @@
+"""`trimtab unpin`: let a pinned weight be learned again."""
+
+import argparse
+
+from trimtab.cli import admin_client
+
+__all__ = ["add_arguments", "run"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("upstream", metavar="UPSTREAM")
+    parser.add_argument("peer", metavar="PEER", help="its address, as configured")
+    admin_client.add_order_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Send the order."""
+    body = {"upstream": arguments.upstream, "peer": arguments.peer}
+    return admin_client.order(arguments, "unpin", body)
