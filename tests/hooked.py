@@ -156,7 +156,7 @@ class Hooked:
         """Whether every gauge is zero and no record is held."""
         s = self.snapshot()
         gauges = [a["in_flight"] for a in s["addresses"]]
-        gauges += [u["in_flight"] for u in s["upstreams"]]
+        gauges += [u["in_flight"] + u["waiting"] for u in s["upstreams"]]
         gauges += [p["in_flight"] for u in s["upstreams"] for p in u["peers"]]
         return not any(gauges) and s["records"]["live"] == 0 and s["records"]["limbo"] == 0
 
@@ -195,7 +195,8 @@ def hooked(
 
     Options: workers=1, balance=True, policy="host:port" of a policy server, interval=0.1,
     extra="" for each location, server="" and http="" for those blocks, deadline=None,
-    lua=True (False: the upstreams have no balancer block).
+    lua=True (False: the upstreams have no balancer block), hold={...} for the keys of trimtab.json
+    about waiting (without it nobody waits).
     """
     (directory / "logs").mkdir(parents=True, exist_ok=True)
     port, internal = free_ports(2)
@@ -209,8 +210,9 @@ def hooked(
         extra: str = "",
         server: str = "",
         http: str = "",
-        deadline: float | None = None,
+        deadline: float | dict[str, float] | None = None,
         lua: bool = True,
+        hold: dict[str, Any] | None = None,
     ) -> None:
         settings = {
             "format": 1,
@@ -219,7 +221,13 @@ def hooked(
             "bridge": f"127.0.0.1:{internal}",
             "balance": balance,
             "upstreams": [
-                {"name": n, "priority": 1, "deadline_seconds": deadline, "peers": list(p)}
+                {
+                    "name": n,
+                    "priority": 1,
+                    "deadline_seconds": deadline.get(n) if isinstance(deadline, dict) else deadline,
+                    "peers": list(p),
+                    **(hold or {"hold": "off"}),
+                }
                 for n, p in upstreams.items()
             ],
         }

@@ -21,7 +21,9 @@ local base = require("resty.core.base")
 local board = require("resty.trimtab.board")
 local counters = require("resty.trimtab.counters")
 local dispatch = require("resty.trimtab.dispatch")
+local holding = require("resty.trimtab.holding")
 local libc = require("resty.trimtab.libc")
+local limits = require("resty.trimtab.limits")
 local mapping = require("resty.trimtab.mapping")
 local passes = require("resty.trimtab.passes")
 local registry_module = require("resty.trimtab.registry")
@@ -30,15 +32,22 @@ local requests = require("resty.trimtab.requests")
 local rows = require("resty.trimtab.rows")
 local services = require("resty.trimtab.services")
 local settings_module = require("resty.trimtab.settings")
+local wake = require("resty.trimtab.wake")
 local weights = require("resty.trimtab.weights")
 
 local ERR = ngx.ERR
+local SERVICE_UNAVAILABLE = ngx.HTTP_SERVICE_UNAVAILABLE
 local WARN = ngx.WARN
+local ceil = math.ceil
 local clock = libc.monotonic
 local error = error
 local every = ngx.timer.every
+local exit = ngx.exit
 local get_method = ngx.req.get_method
 local get_request = base.get_request
+local header = ngx.header
+local max = math.max
+local min = math.min
 local ngx_log = ngx.log
 local pcall = pcall
 local read_body = ngx.req.read_body
@@ -49,6 +58,10 @@ local type = type
 -- Dead workers and abandoned requests are looked for this often: counts are
 -- right again within a second of a kill.
 local MAINTENANCE_SECONDS = 0.4
+-- What Retry-After says: clients that come back at once make it worse, and
+-- nobody knows more than half a minute ahead.
+local MIN_RETRY_SECONDS = 1
+local MAX_RETRY_SECONDS = 30
 -- The same complaint is logged once in this time.
 local COMPLAINT_SECONDS = 10
 
@@ -73,26 +86,39 @@ end
 
 
 -- Reads the whole request body, so that response time counts from there and
--- a slow upload holds no slot of a peer.
+-- a slow upload holds no slot of a peer. Returns whether it is here.
 local function take_body()
     local method = get_method()
     if method ~= "GET" and method ~= "HEAD" then
         -- Raises for HTTP/2 without a length; nginx reads that one later.
-        pcall(read_body)
+        return (pcall(read_body))
     end
+    return true
 end
 
 
-local function arrive(name)
+local function arrive(name, has_body)
     local upstream = registry.by_name[name]
     if not upstream then
         return complain("find an upstream in trimtab.json", name)
     end
-    local record = passes.enter(get_request(), upstream, clock())
+    local now = clock()
+    local record = passes.enter(get_request(), upstream, now)
     if not registry.settings.balance then
         record.is_counted = true
         counters.class_in_flight(upstream.index, 1)
+    elseif has_body and upstream.hold ~= "off" then
+        return holding.admit(record, upstream, now)
     end
+    return true
+end
+
+
+-- Overload: better another server, or later, than too late.
+local function refuse(seconds)
+    header["Retry-After"] = ceil(min(max(seconds, MIN_RETRY_SECONDS),
+                                     MAX_RETRY_SECONDS))
+    return exit(SERVICE_UNAVAILABLE)
 end
 
 
@@ -113,15 +139,19 @@ local function leave(name)
 end
 
 
--- Counts the arrival of a request of this class. Access phase.
+-- Counts the arrival of a request of this class, and holds it until a server
+-- has room for it. Access phase.
 function _M.access(name)
     if not is_ready then
         return
     end
-    take_body()
-    local ok, err = pcall(arrive, name)
+    local ok, is_admitted, more = pcall(arrive, name, take_body())
     if not ok then
-        complain("count a request's arrival", err)
+        complain("count a request's arrival", is_admitted)
+    elseif is_admitted == nil then
+        complain("hold a request", more)
+    elseif not is_admitted then
+        return refuse(more)
     end
 end
 
@@ -199,6 +229,12 @@ function _M.init(path)
         error("trimtab: " .. err, 0)
     end
     registry = registry_module.new(map, settings)
+    local ok
+    ok, err = wake.init(dict)
+    if not ok then
+        ngx_log(WARN, "trimtab: ", err, "; workers look for slots that others ",
+                "have freed every 50 ms instead")
+    end
     generation = tonumber(map.head.generation) + 1
     map.head.generation = generation
     if not settings.balance then
@@ -223,6 +259,7 @@ local function maintain(premature)
         requests.sweep(passes.abandon)
         weights.follow(registry, dict, clock())
         services.refresh(registry)
+        limits.refresh(registry)
     end)
     if not ok then
         complain("maintain the counters", err)
@@ -261,13 +298,21 @@ function _M.init_worker()
         return
     end
     counters.open(registry.map, registry, row)
-    passes.open(registry)
+    passes.open(registry, holding)
     dispatch.open(registry, dict, pid)
+    holding.open(registry, dict, row)
     board.open(registry, dict)
     services.refresh(registry)
+    limits.refresh(registry)
     is_ready = true
     start_timer(every, MAINTENANCE_SECONDS, maintain)
     start_timer(every, registry.settings.interval_seconds, talk)
+    if registry.settings.balance then
+        local ok, err = holding.listen(pid)
+        if not ok then
+            ngx_log(ERR, "trimtab: failed to start a timer: ", err)
+        end
+    end
     -- The first weights at once, not after an interval.
     start_timer(ngx.timer.at, 0, talk)
 end

@@ -11,7 +11,17 @@ import math
 from collections.abc import MutableSequence, Sequence
 from typing import Final
 
-__all__ = ["advance", "error_ratio", "forget", "pick", "rate", "score", "urgency"]
+__all__ = [
+    "advance",
+    "claim",
+    "error_ratio",
+    "forget",
+    "limit",
+    "pick",
+    "rate",
+    "score",
+    "urgency",
+]
 
 ERROR_COST: Final = 20.0
 SPREAD: Final = 0.1
@@ -19,6 +29,10 @@ ERROR_KEPT: Final = 0.95
 IDLE_TAU_SECONDS: Final = 10.0
 PRIOR_JOBS: Final = 2.0
 LOOKAHEAD: Final = 3.0
+AGEING: Final = 2.0
+SHORT_SECONDS: Final = 0.006
+SHORT_SLACK: Final = 1.0
+ESTIMATED_SLACK: Final = 2.0
 
 
 def score(
@@ -130,9 +144,70 @@ def forget(error: float, seconds: float) -> float:
     return error * math.exp(-seconds / IDLE_TAU_SECONDS)
 
 
+def limit(slots: float, is_given: bool, service: float) -> float:
+    """Requests that a server may have in flight before others wait; infinite for unknown slots.
+
+    `is_given`: configured, not estimated; `service` is the mean service time there.
+    """
+    if slots < 1:
+        return math.inf
+    if not is_given:
+        return slots + ESTIMATED_SLACK
+    return slots + SHORT_SLACK if service < SHORT_SECONDS else slots
+
+
 def urgency(
     now: float, arrival: float, deadline: float, service: float, mean_service: float
 ) -> float:
-    """ATC index of a waiting request, per square second: larger is more urgent."""
-    slack = max(0.0, arrival + deadline - service - now)
-    return math.exp(-slack / (LOOKAHEAD * mean_service)) / (deadline * service)
+    """Index of a waiting request, per square second: larger is more urgent.
+
+    ATC until it can only just be in time, then growing with the square of the time overdue.
+    """
+    slack = arrival + deadline - service - now
+    if slack >= 0:
+        return math.exp(-slack / (LOOKAHEAD * mean_service)) / (deadline * service)
+    overdue = slack / (AGEING * deadline)
+    return (1 + overdue * overdue) / (deadline * service)
+
+
+def claim(
+    count: int,
+    server: Sequence[int],
+    weight: Sequence[float],
+    affinity: Sequence[float],
+    skip: Sequence[float],
+    service: float,
+    in_flight: Sequence[float],
+    work: Sequence[float],
+    rate: Sequence[float],
+    error: Sequence[float],
+    slots: Sequence[float],
+    limit: Sequence[float],
+    is_late: bool,
+    uniform: float,
+    scores: MutableSequence[float],
+) -> tuple[int, bool]:
+    """The peer that a waiting request claims (-1: all are skipped), and whether it has room.
+
+    `in_flight` and `work` include the claims of more urgent requests. A late request takes the
+    best of the peers with room instead of waiting for the best of all.
+    """
+    p = pick(
+        count, server, weight, affinity, skip, service, in_flight, work, rate, error, slots,
+        uniform, scores,
+    )  # fmt: skip
+    if p < 0:
+        return p, False
+    i = server[p]
+    if in_flight[i] < limit[i]:
+        return p, True
+    if is_late:
+        best, found = math.inf, -1
+        for q in range(count):
+            if scores[q] < best:
+                i = server[q]
+                if in_flight[i] < limit[i]:
+                    best, found = scores[q], q
+        if found >= 0:
+            return found, True
+    return p, False

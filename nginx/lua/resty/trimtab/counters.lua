@@ -99,6 +99,9 @@ local function in_flight_at(i)
 end
 
 
+_M.in_flight_at = in_flight_at
+
+
 -- Fills in_flight[i] and work[i] for the servers i of an upstream.
 function _M.gather(count, server, in_flight, work)
     if head.rows_stamp ~= seen_stamp then

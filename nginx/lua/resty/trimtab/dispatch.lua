@@ -20,6 +20,7 @@ local key_of = requests.key
 local max = math.max
 local new = ffi.new
 local set_current_peer = ngx_balancer.set_current_peer
+local release = passes.release
 local tonumber = tonumber
 
 local SUCCESS, FAILURE = passes.SUCCESS, passes.FAILURE
@@ -56,6 +57,8 @@ local function uniform()
     seed = seed * 16807 % 2147483647
     return seed / 2147483647
 end
+
+_M.uniform = uniform
 
 
 local function pick(upstream, mask)
@@ -95,7 +98,7 @@ local function current_record(upstream, now)
     if not record or record.upstream ~= upstream then
         return enter(request, upstream, now)
     end
-    if record.server < 0 then
+    if record.server < 0 or record.is_bound then
         return record
     end
     local state = get_last_failure()
@@ -109,6 +112,40 @@ local function current_record(upstream, now)
 end
 
 
+-- Counts a try that begins at peer p of the record's upstream.
+function _M.begin_try(record, p, now)
+    local upstream = record.upstream
+    local own_work = upstream.service * upstream.affinity[p]
+    local i = upstream.server[p]
+    record.is_unqueued = counters.start(i, upstream.pair[p], own_work, now)
+    record.position = p
+    record.pair = upstream.pair[p]
+    record.work = own_work
+    record.began = now
+    record.tries = record.tries + 1
+    record.tried[record.tries] = p
+    -- Last: from here on the try is released.
+    record.server = i
+end
+
+local begin_try = _M.begin_try
+
+
+-- Tells nginx the peer that the record is bound to.
+local function place_bound(record, upstream)
+    local address = upstream.addresses[record.position + 1]
+    record.is_bound = false
+    local ok, err = set_current_peer(address)
+    if not ok then
+        release(record)
+        record.is_fallback = true
+        return nil, address .. ": " .. err
+    end
+    record.entries = record.entries + 1
+    return true
+end
+
+
 -- Picks a peer and tells nginx. Leaves the pick to nginx's own balancer for
 -- the rest of the pass when it cannot. Returns true, or nil and an error.
 function _M.place(upstream)
@@ -119,6 +156,9 @@ function _M.place(upstream)
     local record = current_record(upstream, now)
     if record.is_fallback then
         return true
+    end
+    if record.is_bound then
+        return place_bound(record, upstream)
     end
     weights.follow(registry, dict, now)
     counters.touch(now)
@@ -134,18 +174,8 @@ function _M.place(upstream)
         record.is_fallback = true
         return nil, upstream.addresses[p + 1] .. ": " .. err
     end
-    local own_work = upstream.service * upstream.affinity[p]
-    local i = upstream.server[p]
-    record.is_unqueued = counters.start(i, upstream.pair[p], own_work, now)
-    record.position = p
-    record.pair = upstream.pair[p]
-    record.work = own_work
-    record.began = now
-    record.tries = record.tries + 1
-    record.tried[record.tries] = p
+    begin_try(record, p, now)
     record.entries = record.entries + 1
-    -- Last: from here on the try is released.
-    record.server = i
     return true
 end
 

@@ -5,9 +5,11 @@
 local ffi = require("ffi")
 
 local C = ffi.C
+local byte = string.byte
 local cast = ffi.cast
 local errno = ffi.errno
 local new = ffi.new
+local open = io.open
 local pcall = pcall
 local tonumber = tonumber
 
@@ -73,6 +75,22 @@ end
 -- exists as well.
 function _M.is_alive(pid)
     return C.trimtab_kill(pid, 0) == 0 or errno() ~= ESRCH
+end
+
+
+-- A whole number that nobody can guess, of 48 bits; 0 where the system has no
+-- random source.
+function _M.random()
+    local file = open("/dev/urandom", "rb")
+    local bytes = file and file:read(6) or ""
+    if file then
+        file:close()
+    end
+    local number = 0
+    for b = 1, #bytes do
+        number = number * 256 + byte(bytes, b)
+    end
+    return number
 end
 
 

@@ -47,6 +47,7 @@ typedef struct {
     double sequence;               /* of the last report */
     double touched;                /* when idle servers were last carried on */
     double mean_service;
+    double secret;                 /* who knows it may say where it listens */
 } trimtab_head;
 
 typedef struct { unsigned char length; char text[255]; } trimtab_name;
@@ -55,7 +56,11 @@ typedef struct { double upstream, address; } trimtab_pair_name;
 /* The mean service time of a class. */
 typedef struct { double count, mean_seconds; } trimtab_service;
 
-typedef struct { double pid, generation, id, claims; } trimtab_owner;
+typedef struct {
+    double pid, generation, id;
+    double claims;                 /* workers that the row has had */
+    double port;                   /* where its worker is woken */
+} trimtab_owner;
 
 /* One class at one peer, by one worker; proto PeerStats. */
 typedef struct {
@@ -73,12 +78,17 @@ typedef struct {
 } trimtab_levels;
 
 /* One class, by one worker. */
-typedef struct { double in_flight, unplaced, unknown; } trimtab_class;
+typedef struct {
+    double in_flight, unplaced, unknown, waiting, refused;
+} trimtab_class;
+
+/* The waiting room of one worker. */
+typedef struct { double waiting; } trimtab_room;
 ]]
 
 local MAGIC = 0x7472696d
 -- Rises with every change of the structs above.
-local LAYOUT = 1
+local LAYOUT = 2
 local PAGE_BYTES = 4096
 -- The proto's bound.
 local MAX_UPSTREAMS = 256
@@ -130,6 +140,10 @@ local function offsets(addresses, pairs_, rows)
     end
     row_part("in_flight", addresses * 8)
     row_part("work", addresses * 8)
+    row_part("room", sizeof("trimtab_room"))
+    row_part("claims", addresses * 8)
+    row_part("claimed", addresses * 8)
+    row_part("urgency", addresses * 8)
     row_part("classes", MAX_UPSTREAMS * sizeof("trimtab_class"))
     row_part("pairs", pairs_ * sizeof("trimtab_pair"))
     row_part("levels", addresses * sizeof("trimtab_levels"))
@@ -172,6 +186,10 @@ function _M.row(map, index)
         owner = map.owners + index,
         in_flight = cast("double *", base + at.row.in_flight),
         work = cast("double *", base + at.row.work),
+        room = cast("trimtab_room *", base + at.row.room),
+        claims = cast("double *", base + at.row.claims),
+        claimed = cast("double *", base + at.row.claimed),
+        urgency = cast("double *", base + at.row.urgency),
         classes = cast("trimtab_class *", base + at.row.classes),
         pairs = cast("trimtab_pair *", base + at.row.pairs),
         levels = cast("trimtab_levels *", base + at.row.levels),
@@ -198,6 +216,7 @@ function _M.create(addresses, pairs_, workers, wall_seconds)
     head.rows = rows
     head.address_capacity = address_capacity
     head.pair_capacity = pair_capacity
+    head.secret = libc.random()
     return open(base)
 end
 

@@ -30,12 +30,13 @@ local SUCCESS, NEITHER, FAILURE = 1, 0, -1
 
 local _M = { SUCCESS = SUCCESS, FAILURE = FAILURE }
 
-local registry
+local registry, waiting
 
 
--- Counts for this registry.
-function _M.open(a_registry)
-    registry = a_registry
+-- Counts for this registry. `holding` (see holding.lua) is told of each slot
+-- that becomes free, and of requests that end while they wait.
+function _M.open(a_registry, holding)
+    registry, waiting = a_registry, holding
 end
 
 
@@ -43,12 +44,17 @@ end
 local function end_try(record, now, outcome)
     local i = record.server
     record.server = -1
+    record.is_bound = false
     counters.finish(i, record.pair, record.work, now, outcome)
+    waiting.freed(i, now)
 end
 
 
 -- Releases what the record holds, with no word on how it went.
 local function release(record)
+    if record.class then
+        waiting.vacate(record)
+    end
     if record.server >= 0 then
         end_try(record, clock(), NEITHER)
     end
@@ -71,6 +77,7 @@ local function begin_pass(record, upstream, now)
     record.arrival = now
     record.server = -1
     record.tries = 0
+    record.is_bound = false
     record.is_fallback = false
     record.is_counted = false
 end
@@ -202,7 +209,10 @@ local function end_pass(record, request, now, is_final)
         record.is_counted = false
         counters.class_in_flight(record.upstream.index, -1)
     end
-    if record.server >= 0 then
+    if record.class or record.is_bound then
+        -- No server has seen it.
+        release(record)
+    elseif record.server >= 0 then
         end_placed(record, request, now, is_final)
     elseif record.upstream then
         record.entries = end_unplaced(record.upstream, request,
@@ -246,5 +256,6 @@ end
 
 _M.abandon = abandon
 _M.end_try = end_try
+_M.release = release
 
 return _M

@@ -10,8 +10,12 @@
 --     weight[p], affinity[p], skip[p], deadline (0: unknown)   in force
 --     service                 v_j in force, seconds
 --     learned_service         v_j as the policy server gave it, or nil
+--     hold, max_waiting, max_wait_seconds     as in the settings
+--     is_holding              whether its requests may wait: see limits.lua
+--     and what room.lua keeps in a class
 -- The registry has beside them `servers` (indexes of all servers, from 1),
--- `server_addresses`, `by_name`, and, per server index, `slots` and `prior`.
+-- `server_addresses`, `by_name`, and, per server index, `slots`, `prior` and
+-- `limit` (requests in flight before others wait: see limits.lua).
 --
 -- Weights come from the policy server, or are the static ones: the same code
 -- puts either in force, so that nothing of the one is left under the other.
@@ -40,6 +44,10 @@ local function new_upstream(map, settings)
         name = settings.name,
         index = upstream_index(map, settings.name),
         priority = settings.priority,
+        hold = settings.hold,
+        max_waiting = settings.max_waiting,
+        max_wait_seconds = settings.max_wait_seconds,
+        is_holding = false,
         static_deadline = settings.deadline_seconds or 0,
         deadline = 0,
         service = DEFAULT_SERVICE_SECONDS,
@@ -88,6 +96,7 @@ function _M.new(map, settings)
         static_slots = new("double[?]", capacity),
         slots = new("double[?]", capacity),
         prior = new("double[?]", capacity),
+        limit = new("double[?]", capacity),
     }
     local seen, names = {}, {}
     for u, s in ipairs(settings.upstreams) do

@@ -4,6 +4,7 @@ local libc = require("resty.trimtab.libc")
 local mapping = require("resty.trimtab.mapping")
 
 local clock = libc.monotonic
+local huge = math.huge
 local max = math.max
 local min = math.min
 local tonumber = tonumber
@@ -119,12 +120,16 @@ end
 
 
 local function class_sums(rows, u)
-    local t = { in_flight = 0, unplaced = 0, unknown = 0 }
+    local t = {
+        in_flight = 0, unplaced = 0, unknown = 0, waiting = 0, refused = 0,
+    }
     for _, row in ipairs(rows) do
         local class = row.classes[u]
         t.in_flight = t.in_flight + tonumber(class.in_flight)
         t.unplaced = t.unplaced + tonumber(class.unplaced)
         t.unknown = t.unknown + tonumber(class.unknown)
+        t.waiting = t.waiting + tonumber(class.waiting)
+        t.refused = t.refused + tonumber(class.refused)
     end
     return t
 end
@@ -149,7 +154,10 @@ local function upstream_table(registry, upstream, rows, now)
     end
     return {
         upstream = upstream.name,
-        waiting = 0,
+        waiting = class.waiting,
+        refused = class.refused,
+        hold = upstream.hold,
+        is_holding = upstream.is_holding,
         in_flight = class.in_flight,
         unplaced = class.unplaced,
         unknown = class.unknown,
@@ -203,6 +211,8 @@ end
 --   upstreams = { {
 --     upstream = "compose_backend",
 --     waiting = 0, in_flight = 3,
+--     hold = "auto", is_holding = true,        -- whether requests may wait
+--     refused = 0,                    -- requests that had to wait too long
 --     unplaced = 0,                   -- requests placed by nginx's own
 --                                     -- balancer (fail-open, or by config)
 --     unknown = 0,                    -- tries at addresses not configured
@@ -226,6 +236,8 @@ end
 --   addresses = { {
 --     address = "127.0.0.1:9001", in_flight = 3,
 --     slots = 2,                      -- 0: unknown
+--     limit = 2,                      -- in flight before others wait in
+--                                     -- nginx; absent: no limit
 --     busy_seconds, completions_at[32], seconds_at[32], rate, error_ratio,
 --     down,                           -- as AddressStats
 --   } },
@@ -249,6 +261,7 @@ function _M.snapshot(registry)
         local t = address_sums(map, rows, i, now)
         t.address = registry.server_addresses[s]
         t.slots = registry.slots[i]
+        t.limit = registry.limit[i] < huge and registry.limit[i] or nil
         t.down = not is_open[i]
         addresses[s] = t
     end

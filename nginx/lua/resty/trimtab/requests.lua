@@ -68,6 +68,13 @@ local function new_record()
         began = 0,           -- seconds, when the try began
         is_unqueued = false, -- it found a free slot
         is_counted = false,  -- in the class's own gauge
+        is_bound = false,    -- the try under way waits for its balancer phase
+        class = false,       -- in which it waits; see room.lua
+        before = false,
+        after = false,
+        claim = -1,          -- the server that it waits for, if published
+        claim_work = 0,
+        semaphore = false,   -- to wake it
         is_fallback = false, -- nginx's own balancer places this pass
         is_armed = false,    -- nginx will raise the flag
         entries = 0,         -- of $upstream_addr that are accounted for

@@ -23,6 +23,9 @@ local function clear(head, row, now)
     for i = 0, tonumber(head.addresses) - 1 do
         row.in_flight[i] = 0
         row.work[i] = 0
+        row.claims[i] = 0
+        row.claimed[i] = 0
+        row.urgency[i] = 0
     end
     for i = 0, tonumber(head.pairs) - 1 do
         local pair = row.pairs[i]
@@ -33,7 +36,9 @@ local function clear(head, row, now)
     end
     for i = 0, tonumber(head.upstreams) - 1 do
         row.classes[i].in_flight = 0
+        row.classes[i].waiting = 0
     end
+    row.room.waiting = 0
 end
 
 
@@ -56,6 +61,7 @@ function _M.claim(map, dict, pid, generation, id)
                 owner.pid = pid
                 owner.generation = generation
                 owner.id = id
+                owner.port = 0
                 owner.claims = owner.claims + 1
                 head.rows_stamp = head.rows_stamp + 1
                 return

@@ -55,6 +55,19 @@ local PRIOR_JOBS = 2
 -- Spread of the urgency index, in mean services: 1 to 10 measured equal.
 local LOOKAHEAD = 3
 
+-- Deadlines overdue until a request counts for twice as much. Small, and an
+-- overload makes every class late; large, and the long class waits longer.
+local AGEING = 2
+
+-- Requests beyond the slots where services are shorter than this: the next
+-- one is handed over in about half a millisecond, 10% of such a service.
+-- Longer ones lose less by it than by a request that is bound too early.
+local SHORT_SECONDS = 0.006
+local SHORT_SLACK = 1
+
+-- And where the slots are an estimate.
+local ESTIMATED_SLACK = 2
+
 
 -- Expected delay in seconds, divided by weight, of a request of own work
 -- `own` (v_j * a_ij, seconds at rate 1) at one server.
@@ -76,8 +89,8 @@ _M.score = score
 -- The peer of least score, from 0, or -1 when all are skipped. `service` is
 -- v_j in seconds, `uniform` in [0, 1) decides between equal scores, `scores`
 -- (an array of `count`) receives the score of every peer.
-function _M.pick(count, server, weight, affinity, skip, service, in_flight,
-                 work, rate, error, slots, uniform, scores)
+local function pick(count, server, weight, affinity, skip, service,
+                    in_flight, work, rate, error, slots, uniform, scores)
     local best, ties, first = huge, 0, -1
     for p = 0, count - 1 do
         local s = huge
@@ -107,6 +120,8 @@ function _M.pick(count, server, weight, affinity, skip, service, in_flight,
     end
     return first
 end
+
+_M.pick = pick
 
 
 -- Carries D and T of server i forward to `now`, with `n` in flight since the
@@ -152,11 +167,80 @@ function _M.forget(error, seconds)
 end
 
 
--- ATC index of a waiting request: how urgent it is, larger is sooner.
--- Times in seconds; `arrival` and `now` on the same clock.
+-- Requests that a server may have in flight before others wait in nginx.
+-- `slots` 0 is unknown: no limit. `is_given`: by the configuration, and not
+-- an estimate, which one of too few slots would make come true: with the
+-- slots never more than full, nothing shows that there are others.
+-- `service` is the mean service time there in seconds. Where it is short the
+-- time to hand over the next request counts, and one more queues there.
+function _M.limit(slots, is_given, service)
+    if slots < 1 then
+        return huge
+    end
+    if not is_given then
+        return slots + ESTIMATED_SLACK
+    end
+    return service < SHORT_SECONDS and slots + SHORT_SLACK or slots
+end
+
+
+-- Index of a waiting request: how urgent it is, larger is sooner. Times in
+-- seconds; `arrival` and `now` on the same clock.
+--
+-- Until it can only just be in time it is the ATC index (apparent tardiness
+-- cost: Vepsalainen and Morton 1987). That index is constant once a request
+-- is overdue, so in overload the class of the least 1 / (d_j * v_j) would
+-- wait for ever: from there on it grows with the square of the time overdue,
+-- in units of AGEING deadlines. So among requests that have just become
+-- overdue one of class j goes first when it is overdue by
+--     AGEING * d_j * sqrt(d_j * v_j / min(d_l * v_l) - 1)
+-- seconds, l any class; and in a lasting overload the classes are overdue in
+-- the ratios d_j * sqrt(d_j * v_j) and none alone.
 function _M.urgency(now, arrival, deadline, service, mean_service)
-    local slack = max(0, arrival + deadline - service - now)
-    return exp(-slack / (LOOKAHEAD * mean_service)) / (deadline * service)
+    local slack = arrival + deadline - service - now
+    if slack >= 0 then
+        return exp(-slack / (LOOKAHEAD * mean_service)) / (deadline * service)
+    end
+    local overdue = slack / (AGEING * deadline)
+    return (1 + overdue * overdue) / (deadline * service)
+end
+
+
+-- The peer that a waiting request claims, and whether it may go there now.
+--
+-- As pick(), with two differences: `in_flight` and `work` hold beside what is
+-- in flight the claims of requests that are more urgent, and limit[i] is the
+-- most that server i may have. Without room at the best peer the request
+-- waits for it, though a slower one may be free; held for longer than its
+-- patience (`is_late`) it takes the best of the peers with room.
+-- Returns the peer from 0, or -1 when all are skipped; true where it has room.
+function _M.claim(count, server, weight, affinity, skip, service, in_flight,
+                  work, rate, error, slots, limit, is_late, uniform, scores)
+    local p = pick(count, server, weight, affinity, skip, service, in_flight,
+                   work, rate, error, slots, uniform, scores)
+    if p < 0 then
+        return p, false
+    end
+    local i = server[p]
+    if in_flight[i] < limit[i] then
+        return p, true
+    end
+    if is_late then
+        local best, found = huge, -1
+        for q = 0, count - 1 do
+            local s = scores[q]
+            if s < best then
+                i = server[q]
+                if in_flight[i] < limit[i] then
+                    best, found = s, q
+                end
+            end
+        end
+        if found >= 0 then
+            return found, true
+        end
+    end
+    return p, false
 end
 
 

@@ -4,10 +4,13 @@
 --  "bridge":"127.0.0.1:18081","balance":true,
 --  "upstreams":[{"name":"compose_backend","priority":3,
 --                "deadline_seconds":0.15,"timeout_seconds":60,
+--                "hold":"auto","max_waiting":10000,"max_wait_seconds":60,
 --                "peers":[{"address":"127.0.0.1:9001","slots":2,
 --                          "weight":1}]}]}
 --
--- deadline_seconds and slots are absent (or null) when unknown. What is wrong
+-- deadline_seconds and slots are absent (or null) when unknown, and what
+-- concerns waiting has defaults: hold "off", max_waiting 10000, and
+-- max_wait_seconds that of timeout_seconds, 60. What is wrong
 -- raises an error that nginx prints before it refuses to start, or to reload.
 local cjson = require("cjson.safe")
 
@@ -20,6 +23,11 @@ local open = io.open
 local type = type
 
 local FORMAT = 1
+local HOLDS = { auto = true, on = true, off = true }
+-- Of a class, over all workers: some 20 MB of requests that wait.
+local MAX_WAITING = 10000
+-- nginx's own default for a server's answer.
+local TIMEOUT_SECONDS = 60
 -- As in the proto.
 local MAX_NAME_BYTES = 255
 local MAX_UPSTREAMS = 256
@@ -107,8 +115,23 @@ local function read_upstream(path, value)
         end
         seen[address] = true
     end
+    local hold = value.hold or "off"
+    if not HOLDS[hold] then
+        fail(path, "hold of " .. upstream .. ' must be "auto", "on" or "off"',
+             hold)
+    end
+    local timeout = optional(path, value.timeout_seconds, 0.001, 86400,
+                             "timeout_seconds of " .. upstream)
+                    or TIMEOUT_SECONDS
     return {
         name = upstream,
+        hold = hold,
+        max_waiting = optional(path, value.max_waiting, 0, 1e6,
+                               "max_waiting of " .. upstream)
+                      or MAX_WAITING,
+        max_wait_seconds = optional(path, value.max_wait_seconds, 0.001, 86400,
+                                    "max_wait_seconds of " .. upstream)
+                           or timeout,
         priority = optional(path, value.priority, 1, 1000,
                             "priority of " .. upstream) or 1,
         deadline_seconds = optional(path, value.deadline_seconds, 1e-6, 86400,

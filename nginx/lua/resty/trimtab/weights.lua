@@ -6,6 +6,7 @@
 -- the instant when they expire. A worker compares the two numbers at each
 -- request and reads the bytes only when something changed.
 local libc = require("resty.trimtab.libc")
+local limits = require("resty.trimtab.limits")
 local policy = require("resty.trimtab.policy")
 local registry_module = require("resty.trimtab.registry")
 local services = require("resty.trimtab.services")
@@ -172,6 +173,7 @@ local function refresh(registry, dict)
     end
     registry_module.apply(registry, response)
     services.refresh(registry)
+    limits.refresh(registry)
 end
 
 

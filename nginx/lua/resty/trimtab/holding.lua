@@ -1,0 +1,314 @@
+-- Late binding: holds a request in the access phase until a server has room
+-- for it, and gives each slot that becomes free to the request that should
+-- have it. room.lua decides which; this file does it.
+--
+-- A request is counted at its server as soon as it is bound, so that nobody
+-- else takes the slot, and its balancer phase only says where to.
+--
+-- Bounds. A room holds at most max_waiting requests of a class over all
+-- workers, each for at most max_wait_seconds; what is beyond, or would be by
+-- the pace at which its class is served, is refused with 503 and Retry-After.
+local claims = require("resty.trimtab.claims")
+local counters = require("resty.trimtab.counters")
+local dispatch = require("resty.trimtab.dispatch")
+local libc = require("resty.trimtab.libc")
+local new = require("ffi").new
+local room_module = require("resty.trimtab.room")
+local rule = require("resty.trimtab.rule")
+local semaphores = require("ngx.semaphore")
+local wake = require("resty.trimtab.wake")
+local weights = require("resty.trimtab.weights")
+
+local PATIENCE_SERVICES = room_module.PATIENCE_SERVICES
+local begin_try = dispatch.begin_try
+local clock = libc.monotonic
+local drain_room = room_module.drain
+local follow = weights.follow
+local gather = counters.gather
+local in_flight_at = counters.in_flight_at
+local is_alone = claims.is_alone
+local max = math.max
+local min = math.min
+local others_wait = claims.others_wait
+local pick = rule.pick
+local push = room_module.push
+local remove = room_module.remove
+local tonumber = tonumber
+local touch = counters.touch
+local uniform = dispatch.uniform
+
+-- nginx's timers have milliseconds; less would only spin.
+local MIN_WAIT_SECONDS = 0.001
+-- Memory of the pace at which a class is served, in requests.
+local PACE_MEMORY = 16
+
+local _M = {}
+
+local registry, dict, map
+local room
+-- The servers as room.drain sees them.
+local view
+-- Indexes of all servers, from 0.
+local all, all_count
+-- The waiter that runs the present drain itself, and when it runs.
+local self, drain_now
+
+
+-- Holds for this registry.
+function _M.open(a_registry, a_dict, row)
+    registry, dict, map = a_registry, a_dict, a_registry.map
+    claims.open(map, row)
+    room = room_module.new()
+    local most = 0
+    for _, upstream in ipairs(registry.upstreams) do
+        room_module.add_class(room, upstream)
+        upstream.pace, upstream.bound_at = 0, 0
+        most = max(most, upstream.count)
+    end
+    all_count = #registry.servers
+    all = new("int[?]", all_count)
+    for s = 1, all_count do
+        all[s - 1] = registry.servers[s]
+    end
+    local capacity = tonumber(map.head.address_capacity)
+    view = {
+        in_flight = new("double[?]", capacity),
+        work = new("double[?]", capacity),
+        rate = map.rate,
+        error = map.error,
+        slots = registry.slots,
+        limit = registry.limit,
+        scores = new("double[?]", most),
+        mean_service = 0,
+        uniform = 0,
+        free = 0,
+    }
+    self = nil
+end
+
+
+-- How many wait in this worker.
+function _M.count()
+    return room.waiting
+end
+
+
+-- A request leaves the room, bound or not.
+local function left(waiter, upstream)
+    claims.retract(waiter)
+    claims.class_waiting(upstream.index, -1)
+    claims.publish(room.waiting)
+end
+
+
+-- Binds a waiter, already removed from the room, to peer p.
+local function bind(waiter, p)
+    local upstream = waiter.upstream
+    left(waiter, upstream)
+    upstream.pace = upstream.pace
+                    + (drain_now - upstream.bound_at - upstream.pace)
+                      / PACE_MEMORY
+    upstream.bound_at = drain_now
+    begin_try(waiter, p, drain_now)
+    waiter.is_bound = true
+    if waiter ~= self then
+        waiter.semaphore:post(1)
+    end
+end
+
+
+-- Looks at all servers. Returns whether any has room.
+local function look()
+    gather(all_count, all, view.in_flight, view.work)
+    local free = 0
+    for s = 0, all_count - 1 do
+        local i = all[s]
+        free = free + max(0, registry.limit[i] - view.in_flight[i])
+    end
+    view.free = free
+    return free > 0
+end
+
+
+-- Binds what can be bound.
+local function drain(now, waiter)
+    if not look() then
+        return
+    end
+    self, drain_now = waiter, now
+    view.mean_service = tonumber(map.head.mean_service)
+    view.uniform = uniform()
+    if is_alone() then
+        drain_room(room, view, now, bind)
+    else
+        claims.begin_walk()
+        drain_room(room, view, now, bind, claims.see, claims.claimed)
+    end
+    self = nil
+end
+
+
+-- Server i has one request less: the slot goes to who waits for it, here or
+-- in another worker. Called wherever a try ends.
+function _M.freed(i, now)
+    if room.waiting > 0 then
+        drain(now)
+    end
+    if others_wait() and in_flight_at(i) < registry.limit[i] then
+        wake.poke(claims.port_for(i))
+    end
+end
+
+
+-- Looks at the room, if anyone waits.
+local function recheck()
+    if room.waiting > 0 then
+        local now = clock()
+        follow(registry, dict, now)
+        touch(now)
+        drain(now)
+    end
+end
+
+
+-- Listens to pokes from now on.
+function _M.listen(pid)
+    return wake.listen(map, pid, recheck, function()
+        return room.waiting == 0
+    end)
+end
+
+
+-- A request that ends while it waits leaves the room.
+function _M.vacate(waiter)
+    local upstream = waiter.upstream
+    remove(room, waiter)
+    left(waiter, upstream)
+end
+
+
+-- Publishes what a waiter that no drain has looked at waits for.
+local function claim(waiter, upstream, now)
+    claims.begin_walk()
+    gather(upstream.count, upstream.server, view.in_flight, view.work)
+    claims.add_own(upstream, view.in_flight, view.work)
+    local p = pick(upstream.count, upstream.server, upstream.weight,
+                   upstream.affinity, upstream.skip, upstream.service,
+                   view.in_flight, view.work, map.rate, map.error,
+                   registry.slots, uniform(), view.scores)
+    if p >= 0 then
+        claims.claimed(waiter, p, room_module.urgency_of(
+            upstream, waiter, now, tonumber(map.head.mean_service)))
+    end
+end
+
+
+-- The seconds that a request which comes now would have to wait, by the pace
+-- at which its class is served here.
+local function expected_wait(upstream)
+    return upstream.waiting * upstream.pace
+end
+
+
+-- Waits until bound. Returns false when it took too long.
+local function wait(record, upstream)
+    local patient_until = record.arrival
+                          + PATIENCE_SERVICES * upstream.service
+    local last = record.arrival + upstream.max_wait_seconds
+    local semaphore = record.semaphore
+    while true do
+        local now = clock()
+        local till = now < patient_until and min(patient_until, last) or last
+        local posted = semaphore:wait(max(till - now, MIN_WAIT_SECONDS))
+        if record.is_bound then
+            if not posted then
+                -- Bound as the time ran out: take the post that is due.
+                semaphore:wait(0)
+            end
+            return true
+        end
+        if not posted then
+            now = clock()
+            drain(now, record)
+            if record.is_bound then
+                return true
+            end
+            if now >= last then
+                _M.vacate(record)
+                return false
+            end
+        end
+    end
+end
+
+
+local function hold(record, upstream, now)
+    if not record.semaphore then
+        local err
+        record.semaphore, err = semaphores.new(0)
+        if not record.semaphore then
+            return nil, err
+        end
+    end
+    if upstream.waiting == 0 then
+        upstream.bound_at = now
+    end
+    local expected = expected_wait(upstream)
+    push(room, upstream, record)
+    claims.class_waiting(upstream.index, 1)
+    claims.publish(room.waiting)
+    drain(now, record)
+    if record.is_bound then
+        return true
+    end
+    if expected > upstream.max_wait_seconds
+       or upstream.waiting + claims.others_of(upstream.index)
+          > upstream.max_waiting
+    then
+        _M.vacate(record)
+    else
+        if record.claim < 0 and not is_alone() then
+            claim(record, upstream, now)
+        end
+        if wait(record, upstream) then
+            return true
+        end
+        expected = expected_wait(upstream)
+    end
+    claims.class_refused(upstream.index)
+    return false, expected
+end
+
+
+-- Binds a request to a peer, now or when one has room; to be called in the
+-- access phase, which it may leave for as long as the request waits. Returns
+-- true; false and the expected wait in seconds where it is to be refused; nil
+-- and an error, after which the balancer phase picks.
+function _M.admit(record, upstream, now)
+    follow(registry, dict, now)
+    if not upstream.is_holding then
+        return true
+    end
+    touch(now)
+    if room.waiting == 0 and not others_wait() then
+        local servers, in_flight = upstream.server, view.in_flight
+        gather(upstream.count, servers, in_flight, view.work)
+        local p = pick(upstream.count, servers, upstream.weight,
+                       upstream.affinity, upstream.skip, upstream.service,
+                       in_flight, view.work, map.rate, map.error,
+                       registry.slots, uniform(), view.scores)
+        if p < 0 then
+            return true
+        end
+        local i = servers[p]
+        if in_flight[i] < registry.limit[i] then
+            begin_try(record, p, now)
+            record.is_bound = true
+            return true
+        end
+    end
+    return hold(record, upstream, now)
+end
+
+
+return _M

@@ -1,0 +1,62 @@
+-- How much each server may have in flight before requests wait in nginx, and
+-- which upstreams let them wait.
+--
+-- hold = "on" holds wherever a server's slots are known, "off" nowhere.
+-- "auto" holds where that is better than to dispatch at once: where the slots
+-- of every peer are known, by configuration or because the policy server is
+-- sure of its estimate (it sends none that it is not sure of). A peer of
+-- unknown slots always has room, and would get all that the others have no
+-- room for.
+local rule = require("resty.trimtab.rule")
+
+local huge = math.huge
+local ipairs = ipairs
+local limit_of = rule.limit
+local max = math.max
+local tonumber = tonumber
+
+-- A stalled server's rate comes close to 0; it must not divide by it.
+local MIN_RATE = 1e-6
+
+local _M = {}
+
+
+local function holds(registry, upstream)
+    if not registry.settings.balance or not upstream.can_pick
+       or upstream.hold == "off"
+    then
+        return false
+    end
+    local known, open = 0, 0
+    for p = 0, upstream.count - 1 do
+        if upstream.skip[p] == 0 then
+            open = open + 1
+            if registry.limit[upstream.server[p]] < huge then
+                known = known + 1
+            end
+        end
+    end
+    if upstream.hold == "on" then
+        return known > 0
+    end
+    return open > 0 and known == open
+end
+
+
+-- Brings registry.limit and upstream.is_holding up to date with the slots,
+-- the rates and the drains. From a timer, and when the weights change.
+function _M.refresh(registry)
+    local rate = registry.map.rate
+    local mean = tonumber(registry.map.head.mean_service)
+    for _, i in ipairs(registry.servers) do
+        registry.limit[i] = limit_of(registry.slots[i],
+                                     registry.static_slots[i] > 0,
+                                     mean / max(rate[i], MIN_RATE))
+    end
+    for _, upstream in ipairs(registry.upstreams) do
+        upstream.is_holding = holds(registry, upstream)
+    end
+end
+
+
+return _M

@@ -1,0 +1,197 @@
+-- The waiting room: which requests wait in nginx, in which order they are
+-- served, and where each of them goes.
+--
+-- Pure, as the rule is: tables and arrays in, calls of `bind` out; no nginx,
+-- no clock, no random source. python/trimtab/twin/room.py is the same in
+-- Python, and tests/data/golden/rule.json holds both to it.
+--
+-- A class waits in the order of arrival, and only the heads of the classes
+-- are compared, by rule.urgency: within a class the older is never less
+-- urgent. A slot that becomes free goes down that order: each request claims
+-- its best server, the claims of those before it counted, and is bound where
+-- that server is below its limit. So a request may wait for a fast server
+-- while a slow one is free, and the slow one goes to the first whose turn at
+-- the fast one would come too late.
+--
+-- A class (a table of the caller's, which stays its owner) has
+--     service, deadline, count, server, weight, affinity, skip   for the rule
+-- and gets from add_class
+--     first, last, waiting
+-- A waiter (any table) has `arrival`, and `class` while it waits; it gets
+-- `before` and `after`. Nothing is allocated when one comes or goes.
+local rule = require("resty.trimtab.rule")
+
+local claim = rule.claim
+local huge = math.huge
+local urgency = rule.urgency
+
+-- So many of a class make their claims: those behind would hardly get a slot
+-- now, and in overload the room is full.
+local CLAIMS = 32
+
+-- A class without a deadline is measured by this many services: what is
+-- short goes first, as it should where nothing else is known.
+local DEADLINE_SERVICES = 4
+
+-- A request is patient for this many services: about 0.5 to 2 measured equal,
+-- and waiting for ever for the best server is worse.
+local PATIENCE_SERVICES = 1
+
+local _M = {
+    DEADLINE_SERVICES = DEADLINE_SERVICES,
+    PATIENCE_SERVICES = PATIENCE_SERVICES,
+}
+
+
+-- An empty room.
+function _M.new()
+    return { waiting = 0, classes = {} }
+end
+
+
+-- Makes a class wait here.
+function _M.add_class(room, class)
+    class.first, class.last, class.waiting = false, false, 0
+    room.classes[#room.classes + 1] = class
+end
+
+
+-- A request begins to wait, last in its class.
+function _M.push(room, class, waiter)
+    local last = class.last
+    waiter.class = class
+    waiter.before = last
+    waiter.after = false
+    if last then
+        last.after = waiter
+    else
+        class.first = waiter
+    end
+    class.last = waiter
+    class.waiting = class.waiting + 1
+    room.waiting = room.waiting + 1
+end
+
+
+-- A request ends its wait, wherever it stands.
+function _M.remove(room, waiter)
+    local class, before, after = waiter.class, waiter.before, waiter.after
+    if before then
+        before.after = after
+    else
+        class.first = after
+    end
+    if after then
+        after.before = before
+    else
+        class.last = before
+    end
+    waiter.class, waiter.before, waiter.after = false, false, false
+    class.waiting = class.waiting - 1
+    room.waiting = room.waiting - 1
+end
+
+
+-- How urgent a waiting request of a class is, now.
+function _M.urgency_of(class, waiter, now, mean_service)
+    local deadline = class.deadline
+    if deadline <= 0 then
+        deadline = DEADLINE_SERVICES * class.service
+    end
+    return urgency(now, waiter.arrival, deadline, class.service,
+                   mean_service)
+end
+
+local urgency_of = _M.urgency_of
+
+
+-- Puts each class's cursor on its head.
+local function rewind(classes, now, mean_service)
+    for c = 1, #classes do
+        local class = classes[c]
+        local first = class.first
+        class.cursor = first
+        class.claims = 0
+        class.urgency = first and urgency_of(class, first, now, mean_service)
+                        or -1
+    end
+end
+
+
+-- The class whose cursor is the most urgent, or nil.
+local function most_urgent(classes)
+    local best, found = -1, nil
+    for c = 1, #classes do
+        local class = classes[c]
+        if class.cursor and class.urgency > best then
+            best, found = class.urgency, class
+        end
+    end
+    return found
+end
+
+
+-- Binds what can be bound. `view` has the state of the servers:
+--     in_flight, work      with this room's binds and claims added as it goes
+--     rate, error, slots, limit, mean_service, uniform, scores
+--     free                 the sum of limit - in_flight where that is more
+--                          than 0, infinite where a limit is
+-- `bind(waiter, p)` binds a request, already removed, to peer p of its class.
+-- `see(class, waiter, view)`, if there is one, is called before each claim and
+-- may exchange view.in_flight and view.work for the arrays that this request
+-- is to see; `claimed(waiter, p, urgency)`, with it, after each claim that
+-- stays one.
+function _M.drain(room, view, now, bind, see, claimed)
+    local classes = room.classes
+    rewind(classes, now, view.mean_service)
+    for _ = 1, CLAIMS * #classes + room.waiting do
+        if view.free <= 0 then
+            return
+        end
+        local class = most_urgent(classes)
+        if not class then
+            return
+        end
+        local waiter = class.cursor
+        local after = waiter.after
+        local is_late = now - waiter.arrival
+                        > PATIENCE_SERVICES * class.service
+        local in_flight, work = view.in_flight, view.work
+        local seen, seen_work = in_flight, work
+        if see then
+            seen, seen_work = see(class, view)
+        end
+        local p, has_room = claim(class.count, class.server, class.weight,
+                                  class.affinity, class.skip, class.service,
+                                  seen, seen_work, view.rate, view.error,
+                                  view.slots, view.limit, is_late,
+                                  view.uniform, view.scores)
+        if p >= 0 then
+            local i = class.server[p]
+            in_flight[i] = in_flight[i] + 1
+            work[i] = work[i] + class.service * class.affinity[p]
+            if has_room then
+                view.free = view.free - 1
+                _M.remove(room, waiter)
+                bind(waiter, p)
+            else
+                class.claims = class.claims + 1
+                if claimed then
+                    claimed(waiter, p, class.urgency)
+                end
+            end
+        else
+            class.claims = huge
+        end
+        if class.claims >= CLAIMS then
+            after = false
+        end
+        class.cursor = after
+        if after then
+            class.urgency = urgency_of(class, after, now, view.mean_service)
+        end
+    end
+end
+
+
+return _M

@@ -1,0 +1,206 @@
+-- Pokes between workers: a datagram of one byte on the loopback interface
+-- says "look at your waiting room, there may be a slot".
+--
+-- One UDP socket, made in init_by_lua before the workers fork, is what all
+-- of them send from. Each worker listens on one of nginx's own, connected to
+-- it, so that the event loop wakes the worker and datagrams from elsewhere
+-- are not delivered. Its port is not told by Lua's interface: the worker
+-- sends its pid and a secret over it to the common socket, where any worker
+-- reads the sender's address and enters it in the shared mapping.
+--
+-- A poke may be lost (a full buffer, a port not known yet); each worker looks
+-- at its room every RECHECK_SECONDS anyway.
+local bit = require("bit")
+local ffi = require("ffi")
+
+local C = ffi.C
+local WARN = ngx.WARN
+local errno = ffi.errno
+local ffi_string = ffi.string
+local format = string.format
+local match = string.match
+local new = ffi.new
+local ngx_log = ngx.log
+local sizeof = ffi.sizeof
+local tonumber = tonumber
+local tostring = tostring
+
+ffi.cdef[[
+typedef struct {
+    unsigned short family;
+    unsigned char port[2];         /* in network order */
+    unsigned char address[4];
+    char zero[8];
+} trimtab_sockaddr;
+int trimtab_socket(int, int, int) __asm__("socket");
+int trimtab_bind(int, const void *, unsigned int) __asm__("bind");
+int trimtab_getsockname(int, void *, unsigned int *)
+    __asm__("getsockname");
+long trimtab_sendto(int, const char *, size_t, int, const void *,
+                    unsigned int) __asm__("sendto");
+long trimtab_recvfrom(int, char *, size_t, int, void *, unsigned int *)
+    __asm__("recvfrom");
+]]
+
+-- Linux.
+local AF_INET = 2
+-- A poke is never waited for, and an exec'd nginx makes a socket of its own.
+local DATAGRAM_NONBLOCK_CLOEXEC = 0x80802
+local DONT_WAIT_NO_SIGNAL = 0x4040
+-- A poke that is lost costs a waiting request this much at most.
+local RECHECK_SECONDS = 0.05
+-- After so many wake-ups the timer is started anew, so that what nginx keeps
+-- for a running timer is freed.
+local WAKES = 100000
+-- In the shared dict: descriptor and port of the common socket.
+local KEY = "wake"
+
+local _M = {}
+
+local descriptor, port
+local address = new("trimtab_sockaddr")
+local length = new("unsigned int[1]")
+local buffer_bytes = 64
+local buffer = new("char[?]", buffer_bytes)
+
+
+local function fill(a_port)
+    address.family = AF_INET
+    address.port[0] = bit.rshift(a_port, 8)
+    address.port[1] = bit.band(a_port, 255)
+    address.address[0], address.address[3] = 127, 1
+end
+
+
+-- The local port of a UDP socket on loopback; nil when it is none.
+local function port_of(fd)
+    length[0] = sizeof(address)
+    if C.trimtab_getsockname(fd, address, length) ~= 0
+       or address.family ~= AF_INET or address.address[0] ~= 127
+    then
+        return nil
+    end
+    return address.port[0] * 256 + address.port[1]
+end
+
+
+-- Finds the socket that an earlier configuration of this master has made, or
+-- makes one. Master only (init_by_lua). Returns true; nil, err.
+function _M.init(dict)
+    local fd, known = match(dict:get(KEY) or "", "^(%d+) (%d+)$")
+    if fd and port_of(tonumber(fd)) == tonumber(known) then
+        descriptor, port = tonumber(fd), tonumber(known)
+        return true
+    end
+    fd = C.trimtab_socket(AF_INET, DATAGRAM_NONBLOCK_CLOEXEC, 0)
+    if fd < 0 then
+        return nil, "failed to make a socket: errno " .. errno()
+    end
+    fill(0)
+    if C.trimtab_bind(fd, address, sizeof(address)) ~= 0 then
+        return nil, "failed to bind a socket: errno " .. errno()
+    end
+    descriptor, port = fd, port_of(fd)
+    return dict:set(KEY, format("%d %d", descriptor, port))
+end
+
+
+-- Wakes the worker that listens on this port; 0 is nobody.
+function _M.poke(a_port)
+    if descriptor and a_port > 0 then
+        fill(a_port)
+        C.trimtab_sendto(descriptor, "!", 1, DONT_WAIT_NO_SIGNAL, address,
+                         sizeof(address))
+    end
+end
+
+
+-- Reads who listens where.
+local function learn(map, secret)
+    for _ = 1, tonumber(map.head.rows) do
+        length[0] = sizeof(address)
+        local size = tonumber(C.trimtab_recvfrom(descriptor, buffer,
+                                                 buffer_bytes,
+                                                 DONT_WAIT_NO_SIGNAL,
+                                                 address, length))
+        if size < 0 then
+            return
+        end
+        local pid, said = match(ffi_string(buffer, size), "^(%d+) (%d+)$")
+        if pid and said == secret then
+            for i = 0, tonumber(map.head.rows) - 1 do
+                if map.owners[i].pid == tonumber(pid) then
+                    map.owners[i].port = address.port[0] * 256
+                                         + address.port[1]
+                end
+            end
+        end
+    end
+end
+
+
+local function connect(map, pid)
+    local socket = ngx.socket.udp()
+    socket:settimeout(RECHECK_SECONDS * 1000)
+    local ok, err = socket:setpeername("127.0.0.1", port)
+    if not ok then
+        return nil, err
+    end
+    local secret = format("%d", tonumber(map.head.secret))
+    ok, err = socket:send(pid .. " " .. secret)
+    if not ok then
+        return nil, err
+    end
+    learn(map, secret)
+    return socket
+end
+
+
+-- Calls `look` whenever this worker is poked and every RECHECK_SECONDS, from
+-- a timer, until the worker exits and `is_done()` says that nobody waits.
+function _M.listen(map, pid, look, is_done)
+    local function run(premature)
+        if premature then
+            return
+        end
+        local socket, err
+        if descriptor then
+            socket, err = connect(map, pid)
+        end
+        if err then
+            ngx_log(WARN, "trimtab: failed to listen to other workers: ",
+                    tostring(err), "; looking every ", RECHECK_SECONDS,
+                    " s instead")
+        end
+        for wakes = 1, math.huge do
+            local state = "timeout"
+            if socket then
+                local _, failed = socket:receive(buffer_bytes)
+                state = failed or "poked"
+            end
+            if not socket or state ~= "timeout" and state ~= "poked" then
+                ngx.sleep(RECHECK_SECONDS)
+            end
+            look()
+            if ngx.worker.exiting() then
+                if is_done() then
+                    return
+                end
+            elseif wakes >= WAKES then
+                break
+            end
+        end
+        if socket then
+            socket:close()
+        end
+        local ok
+        ok, err = ngx.timer.at(0, run)
+        if not ok then
+            ngx_log(WARN, "trimtab: failed to listen to other workers: ", err)
+        end
+    end
+    return ngx.timer.at(0, run)
+end
+
+
+return _M
