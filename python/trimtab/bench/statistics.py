@@ -52,7 +52,7 @@ def paired_ratio(
     mean = float(np.mean(logs))
     half = math.nan
     if len(logs) > 1:
-        from scipy.stats import t  # type: ignore[import-untyped]
+        from scipy.stats import t
 
         deviation = float(np.std(logs, ddof=1))
         half = float(t.ppf(0.975, len(logs) - 1)) * deviation / math.sqrt(len(logs))

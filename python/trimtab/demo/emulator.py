@@ -18,11 +18,11 @@ from typing import Any, Final, TextIO
 
 import numpy as np
 
+from trimtab.alarm import open_alarm
 from trimtab.demo.connection import Connection, Request
 from trimtab.demo.emulated import EmulatedServer
 from trimtab.demo.scenario import Class, Scenario, load
 from trimtab.demo.timeline import Change, changes
-from trimtab.demo.timer import Timer
 from trimtab.errors import TrimtabError
 
 __all__ = ["DEFAULT_PORT_BASE", "Emulator", "run"]
@@ -90,7 +90,7 @@ class Emulator:
 
     async def __aenter__(self) -> "Emulator":
         loop = asyncio.get_running_loop()
-        self._timer = Timer(loop, self._tick)
+        self._timer = open_alarm(loop, self._tick)
         try:
             for position, server in enumerate(self._servers, 1):
                 await server.listen(self._port_base + position if self._port_base else 0)

@@ -195,7 +195,7 @@ class Scenario:
         affinity = self.affinity
         if (affinity == 1).all():
             return float(power.sum() / (self.shares @ work))
-        from scipy.optimize import linprog  # type: ignore[import-untyped]
+        from scipy.optimize import linprog
 
         # Variables: time share of server i for class j, then the rate, which is maximised.
         servers, classes = affinity.shape

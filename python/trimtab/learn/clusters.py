@@ -283,7 +283,7 @@ def _mixture(z: Floats, wanted: int, seed: int) -> tuple[Floats, Floats, Floats]
             spread = np.diag(np.diag(spread))
         return np.ones(1), z.mean(axis=0)[None, :], (spread + REGULARISATION * np.eye(d))[None]
     from sklearn.mixture import GaussianMixture  # slow to import, and only needed here
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+    from threadpoolctl import threadpool_limits
 
     full = n >= k * SAMPLES_A_COVARIANCE_COLUMN * d
     mixture = GaussianMixture(
@@ -307,7 +307,7 @@ def _mixture(z: Floats, wanted: int, seed: int) -> tuple[Floats, Floats, Floats]
 def _renamed(fitted: Clusters, previous: Clusters) -> Clusters:
     """`fitted` with the identities of the previous clusters that its means match best."""
     # Comes with scikit-learn, and is as slow to import.
-    from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
+    from scipy.optimize import linear_sum_assignment
 
     shared = [n for n in fitted.names if n in previous.names or n in previous.constants]
     old = previous.readable_means()

