@@ -22,7 +22,7 @@ ADDRESS_COLUMNS: Final = 21
 COLUMNS: Final = 80
 
 _FORMULA: Final = """\
-score = (own × (1 + 20 × err + 0.1 × n / k) + wait) / W, in ms; the least is next
+score = (own × (1 + 20 × err + 0.1 × n / k) + wait) / W, in ms; least is next
 own = service time × a / rate; wait = until a slot is free; n in flight, k slots"""
 
 
