@@ -211,7 +211,8 @@ class Control:
         checks: Mapping[str, Callable[[Any], bool]] = {
             "upstream": lambda v: isinstance(v, str),
             "peer": lambda v: isinstance(v, str),
-            "weight": lambda v: isinstance(v, int | float) and not isinstance(v, bool),
+            # Also false for what is not finite; the bounds themselves are the guard's.
+            "weight": lambda v: isinstance(v, int | float) and 0 < v < 1e9 and v is not True,
             "on": lambda v: isinstance(v, bool),
             "who": lambda v: _line(v, MOST_WHO),
             "why": lambda v: _line(v, MOST_WHY),
