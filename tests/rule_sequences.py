@@ -10,7 +10,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from trimtab.twin import rule
+from trimtab.twin import room, rule
 
 GOLDEN = Path(__file__).parent / "data" / "golden" / "rule.json"
 SEED = 20240229
@@ -29,7 +29,116 @@ def generate(seed: int = SEED) -> dict[str, Any]:
         ("unequal servers of known slots", 3, 3, False, 600),
         ("many servers, slots known here and there", 12, 3, False, 800),
     ]
-    return {"tau": TAU_SECONDS, "cases": [_case(rng, *shape) for shape in shapes]}
+    return {
+        "tau": TAU_SECONDS,
+        "cases": [_case(rng, *shape) for shape in shapes],
+        "rooms": [_room(rng, *shape) for shape in ROOMS],
+    }
+
+
+# What, servers, classes, and operations.
+ROOMS = [
+    ("two servers, overloaded", 2, 2, 400),
+    ("three classes, most with room", 4, 3, 600),
+    ("one class, one server", 1, 1, 200),
+]
+
+
+def _room(rng: random.Random, what: str, servers: int, classes: int, count: int) -> dict[str, Any]:
+    """A waiting room and what happens there, in time order, without any answer.
+
+    Operations, each with a uniform number at the end: ["arrive", now, class]; ["finish", now, n]
+    and ["leave", now, n] of the n-th (modulo their number) of those in flight, or waiting;
+    ["look", now]. After each the room is drained.
+    """
+    drawn: dict[str, Any] = {
+        "what": what,
+        "slots": [float(rng.choice([1, 2, 4])) for _ in range(servers)],
+        "given": [rng.random() < 0.8 for _ in range(servers)],
+        "rate": [round(rng.uniform(0.4, 4), 3) for _ in range(servers)],
+        "error": [rng.choice([0.0, 0.0, 0.1]) for _ in range(servers)],
+        "mean_service": 0.02,
+        "classes": [],
+    }
+    for _ in range(classes):
+        mine = sorted(rng.sample(range(servers), max(1, servers - rng.randrange(2))))
+        drawn["classes"].append(
+            {
+                "service": round(rng.uniform(0.005, 0.06), 4),
+                "deadline": rng.choice([0.0, 0.03, 0.2]),
+                "server": mine,
+                "weight": [round(rng.uniform(0.5, 2), 3) for _ in mine],
+                "affinity": [round(rng.uniform(0.5, 2), 3) for _ in mine],
+                "skip": [float(servers > 1 and rng.random() < 0.1) for _ in mine],
+            }
+        )
+    now = 1000.0
+    operations: list[list[Any]] = []
+    for _ in range(count):
+        now = round(now + rng.expovariate(300), 6)
+        kind = rng.random()
+        if kind < 0.5:
+            which: list[Any] = ["arrive", now, rng.randrange(classes)]
+        elif kind < 0.9:
+            which = ["finish", now, rng.randrange(1000)]
+        elif kind < 0.95:
+            which = ["leave", now, rng.randrange(1000)]
+        else:
+            which = ["look", now, 0]
+        operations.append([*which, round(rng.random(), 9)])
+    drawn["operations"] = operations
+    return drawn
+
+
+def replay_room(drawn: dict[str, Any]) -> list[list[list[int]]]:
+    """What each operation binds: [number of the arrival, peer] in the order of the drain."""
+    classes = [room.Class(**kind) for kind in drawn["classes"]]
+    waiting = room.Room(classes)
+    n, work = [0.0] * len(drawn["slots"]), [0.0] * len(drawn["slots"])
+    each = zip(drawn["slots"], drawn["given"], drawn["rate"], strict=True)
+    limit = [rule.limit(k, given, drawn["mean_service"] / rate) for k, given, rate in each]
+    in_flight: list[tuple[int, float]] = []
+    held: list[tuple[room.Class, room.Waiter]] = []
+    answers: list[list[list[int]]] = []
+    arrived = 0
+    for what, now, which, uniform in drawn["operations"]:
+        bound: list[list[int]] = []
+        if what == "arrive":
+            waiter = room.Waiter(arrival=now, number=arrived)
+            arrived += 1
+            classes[which].waiting.append(waiter)
+            held.append((classes[which], waiter))
+        elif what == "finish" and in_flight:
+            i, own = in_flight.pop(which % len(in_flight))
+            n[i] -= 1
+            work[i] = work[i] - own if n[i] else 0.0
+        elif what == "leave" and held:
+            kind, waiter = held.pop(which % len(held))
+            kind.waiting.remove(waiter)
+        view = room.View(
+            in_flight=n[:],
+            work=work[:],
+            rate=drawn["rate"],
+            error=drawn["error"],
+            slots=drawn["slots"],
+            limit=limit,
+            mean_service=drawn["mean_service"],
+            uniform=uniform,
+        )
+
+        def bind(
+            kind: room.Class, waiter: room.Waiter, p: int, bound: list[list[int]] = bound
+        ) -> None:
+            i, own = kind.server[p], kind.service * kind.affinity[p]
+            n[i] += 1
+            work[i] += own
+            in_flight.append((i, own))
+            held.remove((kind, waiter))
+            bound.append([waiter.number, p])
+
+        waiting.drain(view, now, bind)
+        answers.append(bound)
+    return answers
 
 
 def _case(
@@ -156,6 +265,8 @@ def golden() -> dict[str, Any]:
     drawn = generate()
     for case in drawn["cases"]:
         case["answers"] = replay(case, drawn["tau"])
+    for drawn_room in drawn["rooms"]:
+        drawn_room["answers"] = replay_room(drawn_room)
     return drawn
 
 

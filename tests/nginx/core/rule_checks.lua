@@ -3,6 +3,7 @@
 local cjson = require("cjson")
 local ffi = require("ffi")
 local libc = require("resty.trimtab.libc")
+local room_module = require("resty.trimtab.room")
 local rule = require("resty.trimtab.rule")
 
 local ipairs = ipairs
@@ -101,6 +102,95 @@ local function replay(case, tau)
 end
 
 
+-- Plays a room's operations; see replay_room in tests/rule_sequences.py.
+local function replay_room(case)
+    local count = #case.slots
+    local room = room_module.new()
+    local n, work = zeros(count), zeros(count)
+    local view = {
+        in_flight = zeros(count), work = zeros(count),
+        rate = doubles(case.rate), error = doubles(case.error),
+        slots = doubles(case.slots), limit = zeros(count),
+        mean_service = case.mean_service, scores = zeros(count),
+    }
+    for i = 1, count do
+        view.limit[i - 1] = rule.limit(case.slots[i], case.given[i],
+                                       case.mean_service / case.rate[i])
+    end
+    local classes = {}
+    for c, class in ipairs(case.classes) do
+        classes[c] = {
+            service = class.service, deadline = class.deadline,
+            count = #class.server, server = doubles(class.server),
+            weight = doubles(class.weight), skip = doubles(class.skip),
+            affinity = doubles(class.affinity),
+        }
+        room_module.add_class(room, classes[c])
+    end
+    local in_flight, held, arrived, bound = {}, {}, 0, nil
+
+    local function bind(waiter, p)
+        local class = waiter.of
+        local i, own = class.server[p], class.service * class.affinity[p]
+        n[i] = n[i] + 1
+        work[i] = work[i] + own
+        in_flight[#in_flight + 1] = { i, own }
+        for h, other in ipairs(held) do
+            if other == waiter then
+                table.remove(held, h)
+                break
+            end
+        end
+        bound[#bound + 1] = { waiter.number, p }
+    end
+
+    local play = {}
+
+    function play.arrive(now, which)
+        local class = classes[which + 1]
+        local waiter = { arrival = now, number = arrived, of = class }
+        arrived = arrived + 1
+        room_module.push(room, class, waiter)
+        held[#held + 1] = waiter
+    end
+
+    function play.finish(_, which)
+        if #in_flight > 0 then
+            local gone = table.remove(in_flight, which % #in_flight + 1)
+            local i = gone[1]
+            n[i] = n[i] - 1
+            work[i] = n[i] > 0 and work[i] - gone[2] or 0
+        end
+    end
+
+    function play.leave(_, which)
+        if #held > 0 then
+            room_module.remove(room,
+                               table.remove(held, which % #held + 1))
+        end
+    end
+
+    function play.look()
+    end
+
+    local answers = {}
+    for o, operation in ipairs(case.operations) do
+        local what, now, which, uniform = unpack(operation)
+        bound = {}
+        play[what](now, which)
+        local free = 0
+        for i = 0, count - 1 do
+            view.in_flight[i], view.work[i] = n[i], work[i]
+            free = free + math.max(0, view.limit[i] - n[i])
+        end
+        view.free, view.uniform = free, uniform
+        room_module.drain(room, view, now, bind)
+        answers[o] = bound
+    end
+    return { bound = answers, waiting = room.waiting, held = #held }
+end
+
+
 -- Microseconds of a pick among `peers`, over `rounds`.
 local function cost(peers, rounds)
     local n, work, err = zeros(peers), zeros(peers), zeros(peers)
@@ -140,5 +230,9 @@ else
     for c, case in ipairs(request.cases) do
         answers[c] = replay(case, request.tau)
     end
-    ngx.print(cjson.encode(answers))
+    local rooms = {}
+    for r, case in ipairs(request.rooms) do
+        rooms[r] = replay_room(case)
+    end
+    ngx.print(cjson.encode({ cases = answers, rooms = rooms }))
 end
