@@ -241,6 +241,14 @@ class Upstream:
     timeout_seconds: float = key(number(0.05, 86400), default=60.0)
     # Whether POST and the like may be tried again on another server (nginx's non_idempotent).
     retry_non_idempotent: bool = key(boolean, default=False)
+    # Whether requests wait in nginx until a server has room for them: where that is better, always
+    # (where slots are known), never. In lua mode.
+    hold: str = key(one_of("auto", "on", "off"), default="auto")
+    # Requests of this class that may wait at once, over all workers; beyond: 503 with Retry-After.
+    max_waiting: int = key(integer(0, 1_000_000), default=10_000)
+    # The longest wait; what would wait longer is refused at once, with 503 and Retry-After. By
+    # default timeout_seconds, which hardly any request reaches.
+    max_wait_seconds: float | None = key(number(0.001, 86400), default=None)
     peers: tuple[Peer, ...] = ()
 
 

@@ -166,6 +166,10 @@ def _hook_json(config: Config, balance: bool) -> str:
         if upstream.deadline_seconds is not None:
             entry["deadline_seconds"] = upstream.deadline_seconds
         entry["timeout_seconds"] = upstream.timeout_seconds
+        entry["hold"] = upstream.hold
+        entry["max_waiting"] = upstream.max_waiting
+        if upstream.max_wait_seconds is not None:
+            entry["max_wait_seconds"] = upstream.max_wait_seconds
         entry["peers"] = [
             {"address": p.address, **({"slots": p.slots} if p.slots else {}), "weight": p.weight}
             for p in upstream.peers
