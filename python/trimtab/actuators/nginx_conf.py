@@ -41,6 +41,7 @@ __all__ = [
     "TEMP_PATHS",
     "Machine",
     "environment",
+    "include_line",
     "local",
     "render",
     "render_upstreams",
@@ -213,6 +214,11 @@ def _token(config: Config, groups: list[dict[str, Any]], weights: Weights | None
     digest = hashlib.sha256(content.encode(errors="replace")).hexdigest()[:16]
     epoch, generation = (weights.epoch, weights.generation) if weights else (0, 0)
     return f"{epoch}-{generation}-{digest}"
+
+
+def include_line(file: Path) -> str:
+    """What makes nginx read a file. Raises ConfigError for a path that nginx cannot take."""
+    return f"include {safe_text.FILTERS['quoted'](str(file))};"
 
 
 def render_upstreams(

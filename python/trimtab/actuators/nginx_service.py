@@ -63,7 +63,13 @@ class NginxService:
         return [self._installation.path, *log, *arguments]
 
     def check(self) -> None:
-        """`nginx -t` on the whole configuration. Raises TrimtabError with nginx's words."""
+        """`nginx -t` on the whole configuration. Raises TrimtabError with nginx's words.
+
+        Whoever reloads for us has the rights that this needs, and we may not: then it is left to
+        them, unless there is a command for it.
+        """
+        if self._stock.reload == "external" and not self._stock.check_command:
+            return
         main = self._stock.main_file.absolute()
         command = list(self._stock.check_command) or self._nginx("-t", "-c", str(main))
         said = self._run(command)
@@ -94,19 +100,31 @@ class NginxService:
             shown = said.replace(f"{name}/upstreams.conf", "the new upstream file")
             raise TrimtabError(f"nginx refuses the new upstream file:\n  {shown}")
 
+    def running(self) -> bool:
+        """Whether nginx runs. Raises TrimtabError as `master` does."""
+        if self._stock.reload == "signal":
+            return self.master() is not None
+        # Whoever may not signal it may not see it either.
+        return self.served() is not None or bool(self._program()[1])
+
+    def _program(self) -> tuple[int, str]:
+        """Process and program that pid_file names; the program is "" when it does not run."""
+        path = self._stock.pid_file
+        try:
+            pid = int(path.read_text().strip() or "0")
+            return pid, Path(f"/proc/{pid}/comm").read_text().strip() if pid > 0 else ""
+        except FileNotFoundError:
+            return 0, ""
+        except (OSError, ValueError) as error:
+            raise TrimtabError(f"pid_file {path} in [stock] cannot be read: {error}") from None
+
     def master(self) -> int | None:
         """The pid of the running master; None when nginx does not run.
 
         Raises TrimtabError when pid_file cannot be read or names another program.
         """
         path = self._stock.pid_file
-        try:
-            pid = int(path.read_text().strip() or "0")
-            program = Path(f"/proc/{pid}/comm").read_text().strip() if pid > 0 else ""
-        except FileNotFoundError:
-            pid, program = 0, ""
-        except (OSError, ValueError) as error:
-            raise TrimtabError(f"pid_file {path} in [stock] cannot be read: {error}") from None
+        pid, program = self._program()
         if not program:
             if (token := self.served()) is not None:
                 raise TrimtabError(

@@ -88,6 +88,13 @@ def _exec(value: str) -> Safe:
     return Safe(_double_quoted(value).replace("%", "%%").replace("$", "$$"))
 
 
+def _unit_path(value: str) -> Safe:
+    """A path in a systemd unit, as PathChanged= takes it."""
+    if not re.match(r"/[A-Za-z0-9_./+@=-]*\Z", value):
+        raise ConfigError(f"the path {value!r} may have letters, digits and _ . / + @ = - only")
+    return Safe(value)
+
+
 def _seconds(value: float) -> Safe:
     """Nginx's notation, rounded up to whole milliseconds."""
     if not (math.isfinite(value) and 0 <= value < 1e9):
@@ -128,6 +135,7 @@ FILTERS: Final[Mapping[str, Callable[[Any], Safe]]] = {
         _name,
         _quoted,
         _seconds,
+        _unit_path,
         _whole,
         _words,
     )

@@ -114,9 +114,11 @@ class Stock:
         with self._lock:
             self._pending = None
             with self._only_one():
-                text, token = render_upstreams(self._config, weights)
+                _, token = render_upstreams(self._config, weights)
+                found = _TOKEN.search(self._file_text() or "")
                 done = "unchanged"
-                if self._file_text() != text or not self._serves(token):
+                # What is in the comments needs no reload.
+                if not (found and found[4] == _digest(token) and self._serves(found[1])):
                     done = self._put(weights)
                 self._generation = weights.generation if weights else 0
                 return done
@@ -195,7 +197,7 @@ class Stock:
         """Whether nginx serves a file of this token, or will when it starts."""
         served = self._service.served()
         if served is None:
-            return self._service.master() is None
+            return not self._service.running()
         return served == token
 
     def _file_text(self) -> str | None:
@@ -244,7 +246,7 @@ class Stock:
             self._step("tested")
             done = "written"
             # One that does not run finds the file when it starts.
-            if self._service.master() is not None:
+            if self._service.running():
                 reloaded = True
                 self._service.reload()
                 self._step("reloaded")

@@ -1,4 +1,7 @@
-"""The systemd unit of the policy server, from a template; installing it is the operator's."""
+"""systemd units from templates: of the policy server, and of what reloads nginx for it.
+
+Installing them is the operator's.
+"""
 
 from pathlib import Path
 
@@ -7,7 +10,7 @@ from trimtab.actuators.nginx_conf import environment
 from trimtab.config import Config
 from trimtab.errors import ConfigError
 
-__all__ = ["render_unit"]
+__all__ = ["render_reload_units", "render_unit"]
 
 
 def render_unit(config: Config, *, executable: str, config_path: Path) -> str:
@@ -45,3 +48,18 @@ def render_unit(config: Config, *, executable: str, config_path: Path) -> str:
         state=state,
         protect_home="read-only" if at_home else "yes",
     )
+
+
+def render_reload_units(config: Config) -> dict[str, str]:
+    """The units that reload nginx when the upstream file changes, by file name: for stock mode
+    with reload = "external", where the policy server has no right to.
+
+    Raises ConfigError for a path that no unit can hold.
+    """
+    values = {
+        "version": __version__,
+        "source": config.path,
+        "include_file": str(config.stock.include_file.absolute()),
+    }
+    names = ("trimtab-nginx.path", "trimtab-nginx.service")
+    return {name: environment().get_template(f"{name}.j2").render(values) for name in names}

@@ -1,15 +1,19 @@
-"""`trimtab render`: write the nginx configuration, or the systemd unit, from the TOML file."""
+"""`trimtab render`: write the nginx configuration, or systemd units, from the TOML file."""
 
 import argparse
+import difflib
 import shlex
 import shutil
 import sys
 import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from trimtab import config
 from trimtab.actuators import nginx_binary, nginx_conf, nginx_process, systemd_unit
+from trimtab.actuators.nginx_service import NginxService
 from trimtab.config import Config
 from trimtab.errors import ConfigError, TrimtabError
 
@@ -30,6 +34,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--mode", choices=("lua", "stock"), help="instead of the mode in the configuration"
+    )
+    parser.add_argument(
+        "--only",
+        choices=("upstreams",),
+        help="stock mode: only the file of upstreams, for an existing nginx to include",
+    )
+    parser.add_argument(
+        "--method",
+        choices=("least_conn", "round_robin"),
+        help="stock mode: instead of the method in [stock]; round_robin has the square-root rule",
     )
     parser.add_argument(
         "--balancer",
@@ -56,9 +70,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="run `nginx -t` first and write nothing that nginx does not accept",
     )
     parser.add_argument(
+        "--diff",
+        action="store_true",
+        help="show what would change in the output directory, and write nothing",
+    )
+    parser.add_argument(
         "--unit",
         action="store_true",
-        help="write trimtab.service, the systemd unit of the policy server, and nothing else",
+        help="write trimtab.service, the systemd unit of the policy server, and nothing else; "
+        'with reload = "external" in stock mode also the units that reload nginx',
     )
 
 
@@ -74,16 +94,41 @@ def _executable() -> str:
     return str(Path(found).absolute())
 
 
-def _write(files: dict[str, str], directory: Path) -> None:
+def _write(files: Mapping[str, str], directory: Path, *, diff: bool = False) -> None:
+    if diff:
+        _show_diff(files, directory)
+        return
     changed = nginx_conf.write(files, directory)
     for name in files:
         print(f"{'wrote' if name in changed else 'unchanged:'} {directory / name}")
 
 
-def _unit(checked: Config, directory: Path) -> None:
+def _show_diff(files: Mapping[str, str], directory: Path) -> None:
+    for name, text in files.items():
+        path = directory / name
+        try:
+            before = path.read_text(encoding="utf-8") if path.exists() else ""
+        except (OSError, UnicodeDecodeError) as error:
+            raise TrimtabError(f"{path} cannot be read: {error}") from None
+        lines = difflib.unified_diff(
+            before.splitlines(keepends=True),
+            text.splitlines(keepends=True),
+            str(path) if before else "/dev/null",
+            f"{path} (rendered)",
+        )
+        sys.stdout.writelines(lines)
+
+
+def _unit(checked: Config, directory: Path, *, diff: bool) -> None:
     executable, source = _executable(), Path(checked.path).absolute()
     text = systemd_unit.render_unit(checked, executable=executable, config_path=source)
-    _write({"trimtab.service": text}, directory)
+    files = {"trimtab.service": text}
+    external = checked.nginx.mode == "stock" and checked.stock.reload == "external"
+    if external:
+        files |= systemd_unit.render_reload_units(checked)
+    _write(files, directory, diff=diff)
+    if diff:
+        return
     # A user that systemd makes up has no more rights than nobody.
     for path in (Path(executable), source):
         if not nginx_binary.reachable(path.parent, uid=65534, gids=frozenset({65534})):
@@ -92,8 +137,28 @@ def _unit(checked: Config, directory: Path) -> None:
                 "can read, as /opt/trimtab or /etc/trimtab",
                 file=sys.stderr,
             )
-    unit = shlex.quote(str(directory / "trimtab.service"))
-    print(f"next: cp {unit} /etc/systemd/system/ && systemctl enable --now trimtab")
+    if checked.nginx.mode == "stock" and not external:
+        print(
+            "trimtab: the service's own user may not reload nginx; set in [stock]: "
+            'reload = "external", and include_file to one below the state directory',
+            file=sys.stderr,
+        )
+    units = " ".join(shlex.quote(str(directory / name)) for name in files)
+    more = " trimtab-nginx.path" if external else ""
+    print(f"next: cp {units} /etc/systemd/system/ && systemctl enable --now trimtab{more}")
+
+
+def _upstreams(checked: Config, arguments: argparse.Namespace, directory: Path) -> None:
+    """Only the file of upstreams."""
+    text, _ = nginx_conf.render_upstreams(checked)
+    if arguments.check:
+        alone, _ = nginx_conf.render_upstreams(checked, status=False)
+        NginxService(checked).check_alone(alone)
+    name = checked.stock.include_file.name
+    _write({name: text}, directory, diff=arguments.diff)
+    if not arguments.diff:
+        include = nginx_conf.include_line(directory / name)
+        print(f"next: put into the http block of {checked.stock.main_file}:  {include}")
 
 
 def _check(
@@ -114,16 +179,32 @@ def _check(
             raise type(error)(f"{text}\n  nothing was written") from None
 
 
+def _configuration(arguments: argparse.Namespace) -> Config:
+    """The file with what the arguments say instead. Raises ConfigError."""
+    checked = config.load(arguments.config)
+    mode = arguments.mode or checked.nginx.mode
+    for name in ("vts_module", "only", "method"):
+        if getattr(arguments, name) and mode != "stock":
+            raise ConfigError(f"--{name.replace('_', '-')} is for stock mode: add --mode stock")
+    method = arguments.method or checked.stock.method
+    return replace(
+        checked,
+        nginx=replace(checked.nginx, mode=mode),
+        stock=replace(checked.stock, method=method),
+    )
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Write the files; ConfigError, DependencyError and TrimtabError end the command."""
-    checked = config.load(arguments.config)
+    checked = _configuration(arguments)
     directory = arguments.output.absolute()
     if arguments.unit:
-        _unit(checked, directory)
+        _unit(checked, directory, diff=arguments.diff)
         return 0
-    mode = arguments.mode or checked.nginx.mode
-    if arguments.vts_module and mode != "stock":
-        raise ConfigError("--vts-module is for stock mode: add --mode stock")
+    if arguments.only:
+        _upstreams(checked, arguments, directory)
+        return 0
+    mode = checked.nginx.mode
     installation = nginx_binary.find(checked.nginx.binary)
     vts_module = arguments.vts_module.absolute() if arguments.vts_module else None
     machine = nginx_binary.machine(installation, directory, mode, vts_module=vts_module)
@@ -138,7 +219,10 @@ def run(arguments: argparse.Namespace) -> int:
     }
     if arguments.check:
         _check(checked, directory, installation, options)
-    _write(dict(nginx_conf.render(checked, directory, **options)), directory)
+    files = nginx_conf.render(checked, directory, **options)
+    _write(files, directory, diff=arguments.diff)
+    if arguments.diff:
+        return 0
     conf = shlex.quote(str(directory / "nginx.conf"))
     command = f"{installation.path} -p {shlex.quote(str(directory))}/ -c {conf}"
     if arguments.check:
@@ -147,4 +231,11 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"check it: {command} -t")
     serve = f"trimtab serve --config {shlex.quote(arguments.config)}"
     print(f"run it: {command}\n  with the policy server beside it: {serve}")
+    if mode == "stock" and checked.stock.include_file.absolute() != directory / "upstreams.conf":
+        print(
+            "trimtab: for `trimtab serve` to change these files set in [stock]: "
+            f'include_file = "{directory}/upstreams.conf", main_file = "{directory}/nginx.conf", '
+            f'pid_file = "{directory}/nginx.pid"',
+            file=sys.stderr,
+        )
     return 0
