@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from typing import Any, Final, Protocol
 
 import uvloop
@@ -17,11 +18,13 @@ import uvloop
 from trimtab import __version__, bearer, controller
 from trimtab.actuators.board import Board
 from trimtab.admin import Admin
-from trimtab.config import Config
+from trimtab.config import Config, load
 from trimtab.control import Control, Operator
+from trimtab.errors import ConfigError, TrimtabError
 from trimtab.listen import claim
 from trimtab.loop import Controls, Loop
 from trimtab.metrics import Metrics
+from trimtab.notify import Notify
 from trimtab.parts import parts
 from trimtab.server import PolicyServer
 from trimtab.sources.reported import Reported
@@ -34,9 +37,16 @@ _log: Final = logging.getLogger(__name__)
 class Brain(Controls, Operator, Protocol):
     """What the process needs of a controller."""
 
+    def close(self) -> None:
+        """Let go of the state directory, without saving."""
+        ...
+
 
 # Makes the controller for a source and an actuator; puts the first weights up.
 Build = Callable[[Config, controller.Source, controller.Actuator], Brain]
+
+# No service manager.
+NOBODY: Final = Notify({})
 
 
 class _OneLine(logging.Formatter):
@@ -67,8 +77,11 @@ async def serve(
     config: Config,
     stopping: asyncio.Event,
     build: Build,
+    notify: Notify = NOBODY,
+    started: Callable[[], None] = lambda: None,
 ) -> None:
-    """Run the policy server until `stopping` is set. Raises TrimtabError if it cannot start.
+    """Run the policy server until `stopping` is set. Raises TrimtabError if it cannot start, and
+    calls `started` when it has.
 
     The weights that `build` puts up are served at once; the loop then steps every interval.
     """
@@ -94,7 +107,7 @@ async def serve(
         # Nothing is learned without a report, and nothing set without an order.
         stamp=lambda: (source.accepted, _generation(board), control.done),
     )
-    started = time.monotonic()
+    began = time.monotonic()
 
     def status() -> dict[str, Any]:
         return {
@@ -112,7 +125,7 @@ async def serve(
             "server": {
                 "version": __version__,
                 "pid": os.getpid(),
-                "uptime_seconds": round(time.monotonic() - started, 3),
+                "uptime_seconds": round(time.monotonic() - began, 3),
                 "interval_seconds": policy.interval_seconds,
                 "failed_steps": loop.failures,
                 "trouble": loop.trouble(),
@@ -121,23 +134,24 @@ async def serve(
 
     server = PolicyServer(config, reported, board, metrics.called)
     admin = Admin(config, status, loop.trouble, metrics, brain, control)
-    await server.start()
-    try:
+    async with AsyncExitStack() as stack:
+        stack.callback(brain.close)
+        await server.start()
+        stack.push_async_callback(server.stop)
         await admin.start()
-        try:
-            _log.info(
-                "serving gRPC on %s, admin on %s, generation %d, %d upstreams, version %s",
-                policy.listen,
-                policy.admin_listen,
-                _generation(board),
-                len(config.upstreams),
-                __version__,
-            )
-            await loop.run(stopping)
-        finally:
-            await admin.stop()
-    finally:
-        await server.stop()
+        stack.push_async_callback(admin.stop)
+        _log.info(
+            "serving gRPC on %s, admin on %s, generation %d, %d upstreams, version %s",
+            policy.listen,
+            policy.admin_listen,
+            _generation(board),
+            len(config.upstreams),
+            __version__,
+        )
+        started()
+        watchdog = asyncio.create_task(notify.watch(lambda: not loop.stuck))
+        stack.callback(watchdog.cancel)
+        await loop.run(stopping)
 
 
 def _generation(board: Board) -> int:
@@ -150,16 +164,69 @@ def build(config: Config, source: controller.Source, actuator: controller.Actuat
     return controller.build(config, source, actuator, config.policy.state_directory)
 
 
+class _Configurations:
+    """The configuration in use, and the one that a SIGHUP put in its place.
+
+    A new one is read and checked while the old one serves. To put it to use the parts stop (saving)
+    and start again within the process; balancers keep their weights meanwhile. One that cannot
+    start gives way to the old one.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.current = config
+        self._before: Config | None = None
+
+    def reload(self) -> bool:
+        """Read the file again; False, and nothing has changed, when it is wrong."""
+        try:
+            fresh = load(self.current.path)
+            bearer.token(fresh.policy)
+        except ConfigError as error:
+            _log.error("%s; keeping the configuration in use", error)
+            return False
+        # Of several in a row the first one's predecessor is what is known to start.
+        self._before = self._before or self.current
+        self.current = fresh
+        return True
+
+    def settled(self) -> None:
+        """The present one has started."""
+        self._before = None
+
+    def back(self, error: TrimtabError) -> bool:
+        """Take the one before; False when there is none."""
+        if self._before is None:
+            return False
+        _log.error("%s; going back to the configuration before", error)
+        self.current, self._before = self._before, None
+        return True
+
+
 def run(config: Config) -> int:
     """Serve until SIGINT or SIGTERM; give the exit status, 128 and the signal's number.
 
-    A second signal ends the process at once, without saving.
+    A second signal ends the process at once, without saving. SIGHUP reads the configuration file
+    again: see `_Configurations`.
     """
     got: list[int] = []
+    configurations = _Configurations(config)
+    notify = Notify()
 
     async def main() -> None:
         stopping = asyncio.Event()
         loop = asyncio.get_running_loop()
+
+        def started() -> None:
+            configurations.settled()
+            policy = configurations.current.policy
+            notify.ready(f"gRPC on {policy.listen}, admin on {policy.admin_listen}")
+
+        def reload() -> None:
+            # While one reload is on its way another finds the event set, and its file is read.
+            if not got and configurations.reload():
+                _log.info("SIGHUP: putting %s to use", configurations.current.path)
+                notify.reloading()
+                stopping.set()
 
         def stop(number: int) -> None:
             if got:
@@ -167,11 +234,19 @@ def run(config: Config) -> int:
                 os._exit(128 + number)
             got.append(number)
             _log.info("%s: stopping", signal.Signals(number).name)
+            notify.stopping()
             stopping.set()
 
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop, number)
-        await serve(config, stopping, build)
+        loop.add_signal_handler(signal.SIGHUP, reload)
+        while not got:
+            stopping.clear()
+            try:
+                await serve(configurations.current, stopping, build, notify, started)
+            except TrimtabError as error:
+                if not configurations.back(error):
+                    raise
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(main())

@@ -24,6 +24,9 @@ SAVE_INTERVALS: Final = 10
 # A step that fails again and again for the same reason is logged this often.
 REPEAT_SECONDS: Final = 60.0
 
+# A step that fits the states takes seconds, on a busy machine tens of them.
+STUCK_SECONDS: Final = 60.0
+
 # A step under way at the end gets this long; fitting the states takes seconds.
 STOP_SECONDS: Final = 10.0
 
@@ -82,7 +85,7 @@ class Loop:
         self._saved = stamp()
         self._clock = clock
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="loop")
-        self._done_at = self._saved_at = clock()
+        self._done_at = self._ended_at = self._saved_at = clock()
         self._failures = 0
         self._failure = ""
         self._failure_logged_at = -REPEAT_SECONDS
@@ -121,11 +124,12 @@ class Loop:
         try:
             self._controller.step()
         except Exception as error:
+            self._ended_at = self._clock()
             self._metrics.stepped(time.perf_counter() - started, failed=True)
             self._failed(error)
             return
         self._metrics.stepped(time.perf_counter() - started, failed=False)
-        self._done_at = self._clock()
+        self._done_at = self._ended_at = self._clock()
         if self._failures:
             _log.warning("the control loop works again after %d failed steps", self._failures)
         self._failures, self._failure = 0, ""
@@ -158,6 +162,11 @@ class Loop:
             return None
         reason = f"the last attempt failed: {self._failure}" if self._failure else "it still runs"
         return f"the control loop made no step for {age:.1f} s; {reason}; {self._keeping()}"
+
+    @property
+    def stuck(self) -> bool:
+        """Whether no step ended for too long, well or not: what only a restart can mend."""
+        return self._clock() - self._ended_at > self._stale + STUCK_SECONDS
 
     @property
     def failures(self) -> int:

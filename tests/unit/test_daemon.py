@@ -43,6 +43,9 @@ class Controller:
         """Count."""
         self.saved += 1
 
+    def close(self) -> None:
+        """Nothing is held."""
+
 
 def on_sockets(directory: Path) -> Config:
     """A configuration that listens in a directory, with short intervals."""

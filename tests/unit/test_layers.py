@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parents[2] / "python" / "trimtab"
 ROWS = (
     # 0: nouns, standard library only
     ("errors", "model"),
-    ("alarm", "children", "paths", "tables", "terminal", "v1"),
+    ("alarm", "children", "notify", "paths", "tables", "terminal", "v1"),
     # 1: the configuration and what computes without I/O
     ("bounds", "config", "fits", "queued", "window"),
     ("bearer", "estimate", "learn", "listen", "messages"),
@@ -37,6 +37,7 @@ ROWS = (
     ("daemon",),
     # 5: what people start
     ("bench",),
+    ("training",),
     ("cli",),
     ("__main__",),
 )
@@ -55,6 +56,8 @@ HOMES = {
     "prometheus_client": {"admin", "metrics"},
     "aiohttp": {"admin", "control", "demo", "events"},
     "matplotlib": {"bench"},
+    "numba": {"twin.compiled"},
+    "cmaes": {"twin.search"},
     "crossplane": {"cli"},
 }
 

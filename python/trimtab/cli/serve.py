@@ -20,7 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.epilog = (
         "SIGINT (Ctrl-C) or SIGTERM answers the calls under way, saves what was learned and ends;\n"
-        "a second one ends at once."
+        "a second one ends at once. SIGHUP checks the file and puts it to use, or keeps the old\n"
+        "configuration when it is wrong."
     )
 
 

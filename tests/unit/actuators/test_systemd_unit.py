@@ -29,7 +29,10 @@ def test_the_policy_server_is_started_and_kept_alive() -> None:
     """ExecStart is the real path with `serve --config`, and a crash is followed by a restart."""
     section = service()
     assert section["ExecStart"] == '"/opt/t/bin/trimtab" serve --config "/etc/t.toml"'
-    assert section["Type"] == "exec"
+    assert section["Type"] == "notify"
+    assert section["SuccessExitStatus"] == "130 143"
+    assert section["ExecReload"] == "/bin/kill -HUP $MAINPID"
+    assert int(section["WatchdogSec"]) > 0
     assert section["Restart"] == "on-failure"
 
 
