@@ -120,7 +120,7 @@ def _verdict(outcome: Any) -> str:
         for name, value in art.items()
         if name != "trimtab"
     ]
-    return f"ART of Trimtab: {art['trimtab']:.1f} per 1000 requests, {', '.join(others)}."
+    return f"ART of Trimtab: {art['trimtab']:.1f} per 1000; that is {', '.join(others)}."
 
 
 async def _cancellable(work: Any, stopped: list[int]) -> Any:
@@ -199,8 +199,8 @@ def _states(status: Mapping[str, Any]) -> str:
     state = status["state"]
     lines = [
         f"States: {len(clusters)} from {status['observations']} observations; at the end "
-        f"{'none' if state is None else 'state ' + str(state['index'])}, "
-        f"profile {status['profile']} ({status['decision']})."
+        f"{'none' if state is None else 'state ' + str(state['index'])}.",
+        f"Profile: {status['profile']} ({status['decision']}).",
     ]
     header = ["state", "seen", "req/s", "in flight by peer", "response ms by class"]
     lines.append(table(header, _state_rows(status)))
