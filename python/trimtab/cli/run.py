@@ -120,7 +120,7 @@ def _verdict(outcome: Any) -> str:
         for name, value in art.items()
         if name != "trimtab"
     ]
-    return f"ART of Trimtab: {art['trimtab']:.1f} per 1000; that is {', '.join(others)}."
+    return f"ART of Trimtab: {art['trimtab']:.1f} per 1000, {', '.join(others)}."
 
 
 async def _cancellable(work: Any, stopped: list[int]) -> Any:
