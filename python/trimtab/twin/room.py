@@ -17,6 +17,7 @@ __all__ = ["Class", "Room", "View", "Waiter"]
 CLAIMS: Final = 32
 DEADLINE_SERVICES: Final = 4.0
 PATIENCE_SERVICES: Final = 1.0
+TURNS: Final = 8
 
 
 @dataclass(slots=True, kw_only=True)
@@ -39,10 +40,18 @@ class Class:
     skip: Sequence[float]
     waiting: deque[Waiter] = field(default_factory=deque)
 
+    @property
+    def deadline_seconds(self) -> float:
+        """The deadline in use."""
+        return self.deadline if self.deadline > 0 else DEADLINE_SERVICES * self.service
+
+    def is_late(self, waiter: Waiter, now: float) -> bool:
+        """Whether it can no longer be in time."""
+        return now > waiter.arrival + self.deadline_seconds - self.service
+
     def urgency(self, waiter: Waiter, now: float, mean_service: float) -> float:
         """How urgent a waiting request of this class is, per square second."""
-        deadline = self.deadline if self.deadline > 0 else DEADLINE_SERVICES * self.service
-        return rule.urgency(now, waiter.arrival, deadline, self.service, mean_service)
+        return rule.urgency(now, waiter.arrival, self.deadline_seconds, self.service, mean_service)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -65,10 +74,12 @@ class View:
 
 
 class Room:
-    """First come first served within a class; the classes by the urgency of their heads."""
+    """First come first served within a class; the classes by the urgency of their heads, but every
+    eighth turn at the latest is that of the oldest who is late."""
 
     def __init__(self, classes: Sequence[Class]) -> None:
         self._classes = classes
+        self._bound = 0
 
     def __len__(self) -> int:
         return sum(len(c.waiting) for c in self._classes)
@@ -78,13 +89,9 @@ class Room:
         cursor = [0] * len(self._classes)
         claims = [0.0] * len(self._classes)
         free = view.free
+        is_turn = self._bound >= TURNS - 1
         while free > 0:
-            best, j = -1.0, -1
-            for c, each in enumerate(self._classes):
-                if claims[c] < CLAIMS and cursor[c] < len(each.waiting):
-                    value = each.urgency(each.waiting[cursor[c]], now, view.mean_service)
-                    if value > best:
-                        best, j = value, c
+            j = self._next(cursor, claims, view, now, is_turn)
             if j < 0:
                 return
             kind = self._classes[j]
@@ -103,8 +110,26 @@ class Room:
             view.work[i] += kind.service * kind.affinity[p]
             if has_room:
                 free -= 1
+                self._bound = 0 if is_turn else self._bound + 1
+                is_turn = self._bound >= TURNS - 1
                 del kind.waiting[cursor[j]]
                 bind(kind, waiter, p)
             else:
                 claims[j] += 1
                 cursor[j] += 1
+                is_turn = False
+
+    def _next(
+        self, cursor: list[int], claims: list[float], view: View, now: float, is_turn: bool
+    ) -> int:
+        """The class whose cursor is next; -1 when there is none."""
+        best, most, oldest, late = -1, -1.0, math.inf, -1
+        for c, each in enumerate(self._classes):
+            if claims[c] < CLAIMS and cursor[c] < len(each.waiting):
+                waiter = each.waiting[cursor[c]]
+                value = each.urgency(waiter, now, view.mean_service)
+                if value > most:
+                    best, most = c, value
+                if waiter.arrival < oldest and each.is_late(waiter, now):
+                    late, oldest = c, waiter.arrival
+        return late if is_turn and late >= 0 else best

@@ -29,7 +29,6 @@ ERROR_KEPT: Final = 0.95
 IDLE_TAU_SECONDS: Final = 10.0
 PRIOR_JOBS: Final = 2.0
 LOOKAHEAD: Final = 3.0
-AGEING: Final = 2.0
 SHORT_SECONDS: Final = 0.006
 SHORT_SLACK: Final = 1.0
 ESTIMATED_SLACK: Final = 2.0
@@ -159,15 +158,9 @@ def limit(slots: float, is_given: bool, service: float) -> float:
 def urgency(
     now: float, arrival: float, deadline: float, service: float, mean_service: float
 ) -> float:
-    """Index of a waiting request, per square second: larger is more urgent.
-
-    ATC until it can only just be in time, then growing with the square of the time overdue.
-    """
-    slack = arrival + deadline - service - now
-    if slack >= 0:
-        return math.exp(-slack / (LOOKAHEAD * mean_service)) / (deadline * service)
-    overdue = slack / (AGEING * deadline)
-    return (1 + overdue * overdue) / (deadline * service)
+    """ATC index of a waiting request, per square second: larger is more urgent."""
+    slack = max(0.0, arrival + deadline - service - now)
+    return math.exp(-slack / (LOOKAHEAD * mean_service)) / (deadline * service)
 
 
 def claim(

@@ -182,26 +182,13 @@ def test_errors_are_forgotten_while_idle() -> None:
     assert rule.score(0.01, 0, 0, 1, rule.forget(1.0, 30.0), 2, 1) == pytest.approx(0.02, rel=0.01)
 
 
-def test_urgency_is_the_atc_index_until_it_is_late() -> None:
-    """The index grows as slack goes, up to 1 / (d v), and prefers short work."""
-    values = [rule.urgency(t, 0.0, 0.1, 0.02, 0.02) for t in (0.0, 0.05, 0.08)]
-    assert values[0] < values[1] < values[2]
-    assert values[2] == pytest.approx(1 / (0.1 * 0.02))
-    assert values[0] == pytest.approx(values[2] * math.exp(-0.08 / (3 * 0.02)))
-    assert rule.urgency(0.08, 0.0, 0.1, 0.01, 0.02) > values[2]
-
-
-def test_a_long_class_waits_a_bounded_time() -> None:
-    """A request of a long class goes before all that have just become late when it is overdue by
-    2 d sqrt(d v / (d' v') - 1), here 36 times the product: by 12 deadlines."""
-    long, short = (0.15, 0.06), (0.025, 0.01)
-    overdue = 2 * long[0] * math.sqrt(long[0] * long[1] / (short[0] * short[1]) - 1)
-    due = long[0] - long[1]
-    newly_late = rule.urgency(short[0] - short[1], 0.0, *short, 0.02)
-    assert rule.urgency(due + 0.99 * overdue, 0.0, *long, 0.02) < newly_late
-    assert rule.urgency(due + 1.01 * overdue, 0.0, *long, 0.02) > newly_late
-    assert overdue < 12 * long[0]
-    assert math.isfinite(rule.urgency(1e9, 0.0, *long, 0.02))
+def test_urgency_rises_towards_the_deadline_and_then_stays() -> None:
+    """The index grows as slack goes, is bounded when late, and prefers short work."""
+    values = [rule.urgency(t, 0.0, 0.1, 0.02, 0.02) for t in (0.0, 0.05, 0.08, 0.5)]
+    assert values[0] < values[1] < values[2] == values[3]
+    assert values[3] == pytest.approx(1 / (0.1 * 0.02))
+    assert rule.urgency(0.5, 0.0, 0.1, 0.01, 0.02) > values[3]
+    assert math.isfinite(rule.urgency(1e9, 0.0, 0.1, 0.02, 0.02))
 
 
 def test_limits_leave_room_where_it_costs_little() -> None:

@@ -13,6 +13,11 @@
 -- while a slow one is free, and the slow one goes to the first whose turn at
 -- the fast one would come too late.
 --
+-- Nobody starves. Of the requests that are bound from the room at least every
+-- TURNS-th is the oldest of those that can no longer be in time, whatever
+-- their class. So one that is late, and finds N older ones waiting, is bound
+-- after TURNS * (N + 1) others at most, unless none of its servers has room.
+--
 -- A class (a table of the caller's, which stays its owner) has
 --     service, deadline, count, server, weight, affinity, skip   for the rule
 -- and gets from add_class
@@ -23,6 +28,7 @@ local rule = require("resty.trimtab.rule")
 
 local claim = rule.claim
 local huge = math.huge
+local ipairs = ipairs
 local urgency = rule.urgency
 
 -- So many of a class make their claims: those behind would hardly get a slot
@@ -37,6 +43,11 @@ local DEADLINE_SERVICES = 4
 -- and waiting for ever for the best server is worse.
 local PATIENCE_SERVICES = 1
 
+-- An eighth of the slots for those whom the index would leave behind: enough
+-- for a class of an eighth of the load to lose nothing in overload, and it
+-- costs the others that much at worst.
+local TURNS = 8
+
 local _M = {
     DEADLINE_SERVICES = DEADLINE_SERVICES,
     PATIENCE_SERVICES = PATIENCE_SERVICES,
@@ -45,7 +56,7 @@ local _M = {
 
 -- An empty room.
 function _M.new()
-    return { waiting = 0, classes = {} }
+    return { waiting = 0, classes = {}, bound = 0 }
 end
 
 
@@ -92,13 +103,15 @@ function _M.remove(room, waiter)
 end
 
 
+local function deadline_of(class)
+    local deadline = class.deadline
+    return deadline > 0 and deadline or DEADLINE_SERVICES * class.service
+end
+
+
 -- How urgent a waiting request of a class is, now.
 function _M.urgency_of(class, waiter, now, mean_service)
-    local deadline = class.deadline
-    if deadline <= 0 then
-        deadline = DEADLINE_SERVICES * class.service
-    end
-    return urgency(now, waiter.arrival, deadline, class.service,
+    return urgency(now, waiter.arrival, deadline_of(class), class.service,
                    mean_service)
 end
 
@@ -131,6 +144,21 @@ local function most_urgent(classes)
 end
 
 
+-- The class whose cursor is the oldest of those that are late, or nil.
+local function oldest_late(classes, now)
+    local oldest, found = huge, nil
+    for _, class in ipairs(classes) do
+        local waiter = class.cursor
+        if waiter and waiter.arrival < oldest
+           and now > waiter.arrival + deadline_of(class) - class.service
+        then
+            oldest, found = waiter.arrival, class
+        end
+    end
+    return found
+end
+
+
 -- Binds what can be bound. `view` has the state of the servers:
 --     in_flight, work      with this room's binds and claims added as it goes
 --     rate, error, slots, limit, mean_service, uniform, scores
@@ -144,11 +172,16 @@ end
 function _M.drain(room, view, now, bind, see, claimed)
     local classes = room.classes
     rewind(classes, now, view.mean_service)
+    local is_turn = room.bound >= TURNS - 1
     for _ = 1, CLAIMS * #classes + room.waiting do
         if view.free <= 0 then
             return
         end
-        local class = most_urgent(classes)
+        local class
+        if is_turn then
+            class = oldest_late(classes, now)
+        end
+        class = class or most_urgent(classes)
         if not class then
             return
         end
@@ -172,10 +205,13 @@ function _M.drain(room, view, now, bind, see, claimed)
             work[i] = work[i] + class.service * class.affinity[p]
             if has_room then
                 view.free = view.free - 1
+                room.bound = is_turn and 0 or room.bound + 1
+                is_turn = room.bound >= TURNS - 1
                 _M.remove(room, waiter)
                 bind(waiter, p)
             else
                 class.claims = class.claims + 1
+                is_turn = false
                 if claimed then
                     claimed(waiter, p, class.urgency)
                 end

@@ -55,10 +55,6 @@ local PRIOR_JOBS = 2
 -- Spread of the urgency index, in mean services: 1 to 10 measured equal.
 local LOOKAHEAD = 3
 
--- Deadlines overdue until a request counts for twice as much. Small, and an
--- overload makes every class late; large, and the long class waits longer.
-local AGEING = 2
-
 -- Requests beyond the slots where services are shorter than this: the next
 -- one is handed over in about half a millisecond, 10% of such a service.
 -- Longer ones lose less by it than by a request that is bound too early.
@@ -184,25 +180,14 @@ function _M.limit(slots, is_given, service)
 end
 
 
--- Index of a waiting request: how urgent it is, larger is sooner. Times in
--- seconds; `arrival` and `now` on the same clock.
---
--- Until it can only just be in time it is the ATC index (apparent tardiness
--- cost: Vepsalainen and Morton 1987). That index is constant once a request
--- is overdue, so in overload the class of the least 1 / (d_j * v_j) would
--- wait for ever: from there on it grows with the square of the time overdue,
--- in units of AGEING deadlines. So among requests that have just become
--- overdue one of class j goes first when it is overdue by
---     AGEING * d_j * sqrt(d_j * v_j / min(d_l * v_l) - 1)
--- seconds, l any class; and in a lasting overload the classes are overdue in
--- the ratios d_j * sqrt(d_j * v_j) and none alone.
+-- ATC index (apparent tardiness cost: Vepsalainen and Morton 1987) of a
+-- waiting request: how urgent it is, larger is sooner. Times in seconds;
+-- `arrival` and `now` on the same clock. It is constant once a request is too
+-- late, so alone it would let a class of long services and far deadlines wait
+-- for ever in overload: see room.lua.
 function _M.urgency(now, arrival, deadline, service, mean_service)
-    local slack = arrival + deadline - service - now
-    if slack >= 0 then
-        return exp(-slack / (LOOKAHEAD * mean_service)) / (deadline * service)
-    end
-    local overdue = slack / (AGEING * deadline)
-    return (1 + overdue * overdue) / (deadline * service)
+    local slack = max(0, arrival + deadline - service - now)
+    return exp(-slack / (LOOKAHEAD * mean_service)) / (deadline * service)
 end
 
 

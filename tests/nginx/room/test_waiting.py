@@ -1,0 +1,275 @@
+"""The waiting room in a real nginx: order, bounds, and how requests leave it."""
+
+import asyncio
+import http.client
+import socket
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hooked import Hooked, Load, hooked, load, until
+from peers import Peer, Peers, peers
+
+HELD = {"hold": "auto"}
+
+
+def known(group: Peers, slots: int = 1) -> list[dict[str, Any]]:
+    """The peers as trimtab.json has them."""
+    return [{"address": a, "slots": slots} for a in group.addresses]
+
+
+def waiting(nginx: Hooked) -> int:
+    """Requests in the waiting room, over classes and workers."""
+    return sum(int(u["waiting"]) for u in nginx.snapshot()["upstreams"])
+
+
+def refused(nginx: Hooked) -> int:
+    """Requests that were refused."""
+    return sum(int(u["refused"]) for u in nginx.snapshot()["upstreams"])
+
+
+class Client:
+    """One request on a connection of its own, answered when `wait` is called."""
+
+    def __init__(self, port: int, path: str, work: float = 0.0, body: bytes = b"") -> None:
+        self._socket = socket.create_connection(("127.0.0.1", port))
+        self._socket.settimeout(20)
+        method = "POST" if body else "GET"
+        head = f"{method} {path} HTTP/1.1\r\nHost: x\r\nX-Work: {work}\r\n"
+        head += f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+        self._socket.sendall(head.encode() + body)
+
+    def wait(self) -> http.client.HTTPResponse:
+        """Its answer, read as a whole."""
+        response = http.client.HTTPResponse(self._socket)
+        response.begin()
+        response.read()
+        self._socket.close()
+        return response
+
+    def leave(self) -> None:
+        """Go away without an answer."""
+        self._socket.close()
+
+
+@contextmanager
+def full(
+    directory: Path,
+    slots: int = 1,
+    *,
+    work: float = 0.5,
+    names: Sequence[str] = ("a",),
+    **more: Any,
+) -> Iterator[tuple[Hooked, Peers]]:
+    """An nginx with one peer, all of whose slots are taken for `work` seconds."""
+    more.setdefault("hold", HELD)
+    with (
+        peers(Peer(slots=slots)) as group,
+        hooked(directory, {n: known(group, slots) for n in names}, **more) as nginx,
+    ):
+        # Services are known to be long, so that the limit is the slots.
+        assert nginx.get(f"/{names[0]}", x_work="0.05")[0] == 200
+        until(lambda: nginx.snapshot()["addresses"][0]["limit"] == slots)
+        first = [Client(nginx.port, f"/{names[0]}", work) for _ in range(slots)]
+        until(lambda: nginx.in_flight() == slots)
+        yield nginx, group
+        for client in first:
+            client.leave()
+        until(nginx.is_at_rest)
+        assert "failed to hold" not in nginx.log
+        assert "failed to count" not in nginx.log
+        assert "aborted" not in nginx.log
+
+
+def finished(clients: dict[str, Client]) -> list[str]:
+    """The names of the clients in the order of their answers."""
+    order: list[str] = []
+
+    def wait(name: str, client: Client) -> None:
+        assert client.wait().status == 200
+        order.append(name)
+
+    threads = [threading.Thread(target=wait, args=each) for each in clients.items()]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    return order
+
+
+def test_the_urgent_class_goes_first_and_each_in_order(tmp_path: Path) -> None:
+    """Requests of a class with a near deadline overtake those of one with a far deadline, none its
+    own class; and no server ever has more than its slots."""
+    names = ("slow", "quick")
+    deadline = {"slow": 10.0, "quick": 0.2}
+    with full(tmp_path, names=names, deadline=deadline) as (nginx, group):
+        clients = {}
+        for kind, number in (("slow", 1), ("slow", 2), ("quick", 1), ("quick", 2)):
+            clients[f"{kind} {number}"] = Client(nginx.port, f"/{kind}", 0.03)
+            until(lambda: waiting(nginx) == len(clients))
+        assert nginx.in_flight() == 1
+        assert group[0].in_flight == 1
+        assert finished(clients) == ["quick 1", "quick 2", "slow 1", "slow 2"]
+        levels = nginx.snapshot()["addresses"][0]["seconds_at"]
+        assert sum(levels[1:]) == 0
+
+
+def test_a_request_waits_for_the_fast_server_but_not_for_long(tmp_path: Path) -> None:
+    """With the fast server busy for as long as a slow one takes, a request takes the free slow one
+    after a service time of its class, and does not wait for ever."""
+    with (
+        peers(Peer(slots=1, speed=10), Peer(slots=1, speed=1)) as group,
+        hooked(tmp_path, {"a": known(group)}, hold=HELD, deadline=0.5) as nginx,
+    ):
+        asyncio.run(load(nginx.port, ["/a"], concurrency=2, count=60, headers="X-Work: 0.1\r\n"))
+        until(nginx.is_at_rest)
+        rates = [a["rate"] for a in nginx.snapshot()["addresses"]]
+        assert rates[0] > 2 * rates[1]
+        long = Client(nginx.port, "/a", 8.0)
+        until(lambda: group[0].in_flight + group[1].in_flight == 1)
+        fast, slow = (group if group[0].in_flight else group[::-1])[:2]
+        clients = [Client(nginx.port, "/a", 0.05) for _ in range(2)]
+        assert [c.wait().getheader("X-Trimtab-Peer") for c in clients] == [slow.address] * 2
+        assert fast.in_flight == 1
+        long.leave()
+        until(nginx.is_at_rest)
+
+
+def test_beyond_the_bound_requests_are_refused(tmp_path: Path) -> None:
+    """The request after max_waiting gets 503 with Retry-After at once, those before are served."""
+    hold = {**HELD, "max_waiting": 3}
+    with full(tmp_path, hold=hold) as (nginx, _):
+        clients = [Client(nginx.port, "/a", 0.01) for _ in range(3)]
+        until(lambda: waiting(nginx) == 3)
+        answer = Client(nginx.port, "/a").wait()
+        assert answer.status == 503
+        assert int(answer.getheader("Retry-After", "0")) >= 1
+        assert [c.wait().status for c in clients] == [200] * 3
+        until(nginx.is_at_rest)
+        assert refused(nginx) == 1
+
+
+def test_nobody_waits_longer_than_the_bound(tmp_path: Path) -> None:
+    """With no slot in sight a request is refused after max_wait_seconds."""
+    with full(tmp_path, work=2.0, hold={**HELD, "max_wait_seconds": 0.2}) as (nginx, _):
+        start = time.monotonic()
+        answer = Client(nginx.port, "/a").wait()
+        assert (answer.status, answer.getheader("Retry-After")) == (503, "1")
+        assert 0.2 <= time.monotonic() - start < 2
+        assert waiting(nginx) == 0
+
+
+def test_clients_that_go_away_leave_the_room(tmp_path: Path) -> None:
+    """Requests whose clients hang up while they wait never reach a server."""
+    with full(tmp_path) as (nginx, group):
+        clients = [Client(nginx.port, "/a") for _ in range(20)]
+        until(lambda: waiting(nginx) == 20)
+        seen = group[0].seen
+        for client in clients[::2]:
+            client.leave()
+        until(lambda: waiting(nginx) == 10)
+        assert [c.wait().status for c in clients[1::2]] == [200] * 10
+        assert group[0].seen == seen + 10
+
+
+def test_a_waiting_upload_holds_no_slot(tmp_path: Path) -> None:
+    """A request whose body is still coming neither waits nor is in flight."""
+    with (
+        full(tmp_path) as (nginx, _),
+        socket.create_connection(("127.0.0.1", nginx.port)) as slow,
+    ):
+        slow.sendall(b"POST /a HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n" + b"x" * 500)
+        client = Client(nginx.port, "/a", body=b"y" * 100)
+        assert client.wait().status == 200
+        until(lambda: nginx.in_flight() == 0)
+        assert waiting(nginx) == 0
+        slow.sendall(b"x" * 500)
+        assert slow.recv(1000).startswith(b"HTTP/1.1 200")
+
+
+def test_a_failed_try_is_retried_at_once(tmp_path: Path) -> None:
+    """A bound request whose server fails goes to another one without waiting again."""
+    with (
+        peers(Peer(slots=1, fault="close"), Peer(slots=1)) as group,
+        hooked(tmp_path, {"a": known(group)}, hold={"hold": "on"}) as nginx,
+    ):
+        got = asyncio.run(load(nginx.port, ["/a"], concurrency=6, count=60))
+        assert got.statuses == {200: 60}
+        assert set(got.peers) == {group[1].address}
+        until(nginx.is_at_rest)
+
+
+@pytest.mark.parametrize("hold", ["auto", "on", "off"])
+def test_unknown_slots_hold_nobody(tmp_path: Path, hold: str) -> None:
+    """Where no slots are known all is dispatched at once, in every mode."""
+    with (
+        peers(Peer(slots=1)) as group,
+        hooked(tmp_path, {"a": [{"address": group[0].address}]}, hold={"hold": hold}) as nginx,
+    ):
+        clients = [Client(nginx.port, "/a", 0.1) for _ in range(5)]
+        until(lambda: nginx.in_flight() == 5)
+        assert waiting(nginx) == 0
+        assert not nginx.snapshot()["upstreams"][0]["is_holding"]
+        assert [c.wait().status for c in clients] == [200] * 5
+
+
+def test_auto_steps_aside_for_unknown_slots(tmp_path: Path) -> None:
+    """With the slots of one of two peers unknown, auto holds nobody, and "on" does."""
+    with peers(Peer(), Peer()) as group:
+        each = [{"address": group[0].address, "slots": 1}, {"address": group[1].address}]
+        for hold in ("auto", "on"):
+            with hooked(tmp_path / hold, {"a": each}, hold={"hold": hold}) as nginx:
+                assert nginx.snapshot()["upstreams"][0]["is_holding"] == (hold == "on")
+
+
+def test_the_wait_counts_as_response_time(tmp_path: Path) -> None:
+    """What a request waited is in its response time, and not in its time in flight."""
+    with full(tmp_path) as (nginx, _):
+        client = Client(nginx.port, "/a", 0.02)
+        until(lambda: waiting(nginx) == 1)
+        time.sleep(0.2)
+        assert client.wait().status == 200
+        until(nginx.is_at_rest)
+        (pair,) = nginx.pairs("a").values()
+        assert pair["response_time_seconds"] > pair["in_flight_seconds"] + 0.2
+
+
+def test_no_class_starves_and_goodput_stays_in_overload(tmp_path: Path) -> None:
+    """At three times what the server can do, with a class that the ATC index would never serve:
+    the server is never idle, every request is served or refused within the bound, and both
+    classes are served."""
+    hold = {**HELD, "max_wait_seconds": 1.0}
+    deadline = {"urgent": 0.02, "long": 0.5}
+    with (
+        peers(Peer(slots=4)) as group,
+        hooked(
+            tmp_path,
+            {"urgent": known(group, 4), "long": known(group, 4)},
+            hold=hold,
+            deadline=deadline,
+        ) as nginx,
+    ):
+        seconds = 4.0
+
+        async def one(name: str, work: float, gap: float) -> Load:
+            return await load(
+                nginx.port, [f"/{name}"], concurrency=150, seconds=seconds, pause=gap,
+                headers=f"X-Work: {work}\r\n",
+            )  # fmt: skip
+
+        async def both() -> list[Load]:
+            return list(await asyncio.gather(one("urgent", 0.02, 0.3), one("long", 0.1, 1.0)))
+
+        urgent, long = asyncio.run(both())
+        assert set(urgent.statuses) | set(long.statuses) <= {200, 503}
+        assert urgent.statuses[200] > 0
+        assert long.statuses[200] > 0
+        done = urgent.statuses[200] * 0.02 + long.statuses[200] * 0.1
+        assert done > 0.8 * 4 * seconds
+        assert max(urgent.times + long.times) < 2.5
+        until(nginx.is_at_rest)
