@@ -126,6 +126,7 @@ FAMILIES: Final = (
         "Entries of the journal by reason: start, weights (estimates moved), decision (a profile "
         "was chosen), observation, operator, trouble.",
     ),
+    Family("trimtab_reloads_total", "counter", (), "Reloads of nginx, in stock mode."),
     Family("trimtab_profile_info", "gauge", ("profile",), "1 for the profile in force."),
     Family("trimtab_phase_info", "gauge", ("phase",), "1 for observing, learning or fixed."),
     Family("trimtab_state", "gauge", (), "Index of the present state; absent before any."),
@@ -372,6 +373,7 @@ class _Traffic(Collector):
         changed = status.get("changed")
         age = None if changed is None else max(0.0, self._now - changed)
         yield "trimtab_generation_age_seconds", (), age
+        yield "trimtab_reloads_total", (), status.get("stock", {}).get("reloads")
         yield "trimtab_statistics_age_seconds", (), status.get("statistics_age_seconds")
 
     def _histogram(self) -> Metric:

@@ -43,6 +43,7 @@ def status() -> dict[str, Any]:
         "state": {"index": 3, "log_likelihood": -4.5, "outside": False},
         "changed": 990.0,
         "statistics_age_seconds": 0.5,
+        "stock": {"reloads": 4},
         "events": dict.fromkeys(KINDS, 2),
         "guard": {"shadow": True, "pins": [["u", PEERS[0], 1.5]]},
         "servers": {

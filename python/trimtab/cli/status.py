@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from typing import Any, Final
 
 from trimtab import terminal
@@ -78,8 +78,12 @@ def render(status: Mapping[str, Any], *, colour: bool = False) -> str:
     paint = _Paint(colour)
     parts = ["\n".join(_head(status, paint))]
     window = status.get("window", {})
+    pins = {(name, address) for name, address, _ in status.get("guard", {}).get("pins", ())}
+    down = {a for a, server in status.get("servers", {}).items() if server.get("down")}
     for name, upstream in status["upstreams"].items():
-        parts.append("\n".join(_upstream(name, upstream, window.get(name, {}), paint)))
+        pinned = {address for of, address in pins if of == name}
+        lines = _upstream(name, upstream, window.get(name, {}), paint, pinned, down)
+        parts.append("\n".join(lines))
     parts.append("\n".join(_instances(status, paint)))
     parts.append("\n".join(_decisions(status, paint)))
     return "\n\n".join(parts)
@@ -114,14 +118,23 @@ def _head(status: Mapping[str, Any], paint: _Paint) -> Iterator[str]:
     if (uptime := server.get("uptime_seconds")) is not None:
         words.append(f"up {_span(uptime)}")
     yield paint.bold("  ".join(words))
+    if status.get("guard", {}).get("shadow"):
+        chosen = status.get("chosen", "?")
+        yield paint.alarm(f"shadow: W stays 1; the profile would be {chosen}")
     if trouble := server.get("trouble"):
         yield paint.alarm(f"trouble: {trouble}")
 
 
 def _upstream(
-    name: str, upstream: Mapping[str, Any], recent: Mapping[str, Any], paint: _Paint
+    name: str,
+    upstream: Mapping[str, Any],
+    recent: Mapping[str, Any],
+    paint: _Paint,
+    pinned: Set[str],
+    down: Set[str],
 ) -> Iterator[str]:
-    """`upstream` is the control in force, `recent` what its requests met lately."""
+    """`upstream` is the control in force, `recent` what its requests met lately; `pinned` are the
+    peers whose weight the operator fixed here, `down` those that a balancer sends nothing to."""
     deadline = upstream.get("deadline_seconds")
     yield paint.bold(name)
     yield (
@@ -135,17 +148,20 @@ def _upstream(
     traffic = recent.get("peers", {})
     header = ["peer", "weight", "affinity", "rate", "slots", "in flight", "share", "ms"]
     rows = []
-    late = set()
+    marked = set()
     for row, (address, peer) in enumerate(upstream.get("peers", {}).items()):
         met = traffic.get(address, {})
         response = met.get("response_time_seconds")
-        if response is not None and deadline is not None and response > deadline:
-            late.add(row)
+        drained = bool(peer.get("drain"))
+        overdue = response is not None and deadline is not None and response > deadline
+        if overdue or (address in down and not drained):
+            marked.add(row)
+        weight = _number(peer.get("weight")) + ("*" if address in pinned else "")
         share = shares.get(address)
         rows.append(
             [
                 _cut(address, ADDRESS_COLUMNS),
-                "drain" if peer.get("drain") else _number(peer.get("weight")),
+                "drain" if drained else "down" if address in down else weight,
                 _number(peer.get("affinity")),
                 _number(peer.get("rate")),
                 _number(peer.get("slots"), 0),
@@ -156,8 +172,10 @@ def _upstream(
         )
     lines = terminal.table(header, rows).splitlines()
     yield from lines[:2]
-    # Later than the deadline on average: the one thing that a glance should find.
-    yield from (paint.alarm(f"{x}!") if n in late else x for n, x in enumerate(lines[2:]))
+    # Down, or later than the deadline on average: what a glance should find.
+    yield from (paint.alarm(f"{x}!") if n in marked else x for n, x in enumerate(lines[2:]))
+    if pinned:
+        yield "* pinned by the operator"
 
 
 def _instances(status: Mapping[str, Any], paint: _Paint) -> Iterator[str]:

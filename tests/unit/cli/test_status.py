@@ -179,6 +179,21 @@ def test_colour_marks_what_is_late_and_nothing_else_changes() -> None:
     assert coloured == plain
 
 
+def test_what_the_operator_did_is_marked() -> None:
+    """Shadow above the tables, a star at a pin with its meaning, and servers that are down."""
+    shown = status(3)
+    address = "192.168.100.{}:65535".format
+    shown["guard"] = {"shadow": True, "pins": [["compose_backend", address(100), 1.25]]}
+    shown["chosen"] = "fast"
+    shown["servers"] = {address(102): {"down": 1}, address(101): {"down": 1}}
+    lines = render(shown).splitlines()
+    assert "shadow: W stays 1; the profile would be fast" in lines
+    assert "* pinned by the operator" in lines
+    cells = {line.split()[0]: line.split()[1] for line in lines if line.startswith("192.")}
+    assert cells == {address(100): "1.25*", address(101): "drain", address(102): "down"}
+    assert max(map(len, lines)) <= 80
+
+
 def test_trouble_is_told() -> None:
     """A loop in trouble is said above the table."""
     ill = status()
