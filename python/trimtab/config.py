@@ -216,6 +216,8 @@ class Learning:
     outlier_threshold: int = key(integer(1, 1_000_000), default=60)
     exploration_ratio: float = key(number(0, 1), default=0.1)
     seed: int = key(integer(0, 2**32 - 1), default=0)
+    # What `trimtab train` wrote for these upstreams and peers: where learning starts from.
+    trained: Path | None = key(_file, default=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,6 +29,7 @@ from trimtab.journal import Entry, Journal
 from trimtab.learn.actions import NEUTRAL, PROFILES
 from trimtab.learn.features import Features, features
 from trimtab.learn.reward import art_per_request, reward
+from trimtab.learn.trained import load as load_trained
 from trimtab.model import Snapshot, Weights, Window
 from trimtab.overview import Change, View
 from trimtab.policy import Decision, Learned, Neutral
@@ -504,13 +505,17 @@ def build(
     """The controller of a policy server, with its state in the directory `store_path`.
 
     Its first weights are in force when this returns. Raises StateError when the directory cannot
-    be used, ConfigError and the like when the first weights cannot be put in force.
+    be used or the trained file is damaged or of other servers, ConfigError and the like when the
+    first weights cannot be put in force.
     """
+    trained = None
+    if config.learning.enabled and config.learning.trained:
+        trained = load_trained(config.learning.trained, config)
     store = Store(store_path)
     return Controller(
         config,
         source,
-        Learned(config) if config.learning.enabled else Neutral(config),
+        Learned(config, trained) if config.learning.enabled else Neutral(config),
         Guard(config, store.epoch, store.next_generation),
         actuator,
         store,

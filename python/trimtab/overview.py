@@ -100,7 +100,7 @@ def status(view: View, config: Config, now: float) -> dict[str, Any]:
         "servers": servers(view.snapshots),
         **view.policy,
         "guard": dict(view.guard),
-        "profiles": {p.name: p.summary for p in PROFILES},
+        "profiles": view.policy.get("profiles") or {p.name: p.summary for p in PROFILES},
         "events": dict(view.events),
         "journal": [asdict(entry) for entry in view.journal],
     }

@@ -10,23 +10,22 @@ what the windows say.
 
 import logging
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from trimtab.config import Config
 from trimtab.estimate import Estimates
-from trimtab.learn.actions import NEUTRAL, PROFILES, profile_weights
+from trimtab.learn.actions import NEUTRAL, PROFILES, Profile, profile_weights
 from trimtab.learn.clusters import MOST_SAMPLES, Clusters, State, fit
 from trimtab.learn.features import Features
 from trimtab.learn.qlearning import QTable
+from trimtab.learn.trained import Trained
 from trimtab.model import PeerWeight, UpstreamWeights, Weights
 
 __all__ = ["Decision", "Learned", "Neutral", "proposal"]
 
 _log: Final = logging.getLogger(__name__)
-
-_BY_NAME: Final = {p.name: p for p in PROFILES}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,16 +40,20 @@ class Decision:
 
 
 def proposal(
-    config: Config, estimates: Estimates, deadlines: Mapping[str, float], profile: str
+    config: Config,
+    estimates: Estimates,
+    deadlines: Mapping[str, float],
+    profile: str,
+    profiles: Sequence[Profile] = PROFILES,
 ) -> Weights:
     """Weights for every configured upstream and peer: W from the profile (by name; an unknown one
     is neutral), the rest from the estimates. Slots only where they are sure."""
-    chosen = _BY_NAME.get(profile, PROFILES[NEUTRAL])
+    chosen = next((p for p in profiles if p.name == profile), PROFILES[NEUTRAL])
     upstreams: dict[str, UpstreamWeights] = {}
     for upstream in config.upstreams:
         affinity = estimates.affinity.get(upstream.name, {})
         addresses = [p.address for p in upstream.peers]
-        weights = profile_weights(chosen, addresses, estimates.rates, affinity)
+        weights = profile_weights(chosen, addresses, estimates.rates, affinity, upstream.name)
         peers: dict[str, PeerWeight] = {}
         for address in addresses:
             slots = estimates.slots.get(address)
@@ -119,13 +122,19 @@ class Learned:
     Keeps the last 2000 observations for fitting. When more observations than
     `outlier_threshold` were outside of every state, it observes for `observe_seconds` more and
     fits again; states that are found again keep their identity and what was learned in them.
+
+    Args:
+        config: the configuration.
+        trained: states, values and further profiles to start from.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, trained: Trained | None = None) -> None:
         self._config = config
+        self._profiles = (*PROFILES, *(trained.profiles if trained else ()))
+        self._trained = trained.digest if trained else ""
         learning = config.learning
         self._table = QTable(
-            [p.name for p in PROFILES],
+            [p.name for p in self._profiles],
             exploration_ratio=learning.exploration_ratio,
             seed=learning.seed,
         )
@@ -137,6 +146,9 @@ class Learned:
         self._outside = 0
         self._reobserve: float | None = None  # seconds left of a renewed observation
         self._decided_in: int | None = None
+        if trained and trained.clusters:
+            self._clusters = trained.clusters
+            self._table.restore(trained.table)
 
     @property
     def fitted(self) -> bool:
@@ -196,7 +208,7 @@ class Learned:
             )
         choice = self._table.choose(state)
         return Decision(
-            profile=PROFILES[choice.action].name,
+            profile=self._profiles[choice.action].name,
             state=state,
             exploring=choice.exploring,
             reason=choice.reason,
@@ -212,16 +224,16 @@ class Learned:
         """Take the reward of the window that the last `decide` began in; `profile` is what was in
         force then. Call before the next `decide`."""
         state, after = self._decided_in, self._common()
-        if state is None or after is None or profile not in _BY_NAME:
+        action = next((n for n, p in enumerate(self._profiles) if p.name == profile), None)
+        if state is None or after is None or action is None:
             return
-        action = next(n for n, p in enumerate(PROFILES) if p.name == profile)
         self._table.learn(state, action, reward, after)
 
     def propose(
         self, estimates: Estimates, deadlines: Mapping[str, float], profile: str
     ) -> Weights:
         """The weights of a profile, see `proposal`."""
-        return proposal(self._config, estimates, deadlines, profile)
+        return proposal(self._config, estimates, deadlines, profile, self._profiles)
 
     def status(self) -> dict[str, Any]:
         """For JSON: the present state, the clusters and the Q-table.
@@ -229,7 +241,7 @@ class Learned:
         {"state": {"index", "log_likelihood", "outside"} or None, "outside": count since the fit,
         "observations": kept, "clusters": [{"index", "share" of the observations since the fit,
         "weight", "means": {feature: value}, "transitions": {index: probability under neutral}}],
-        "values": {state: {profile: {"value", "visits", "next"}}}}
+        "values": {state: {profile: {"value", "visits", "next"}}}, "profiles": {name: summary}}
         """
         now = self._now
         return {
@@ -246,6 +258,7 @@ class Learned:
             "observations": len(self._samples),
             "clusters": self._described(self._clusters) if self._clusters else [],
             "values": self._table.status(),
+            "profiles": {p.name: p.summary for p in self._profiles},
         }
 
     def _described(self, clusters: Clusters) -> list[dict[str, Any]]:
@@ -271,12 +284,19 @@ class Learned:
             "clusters": self._clusters.to_state() if self._clusters else None,
             "occupancy": sorted(self._occupancy.items()),
             "table": self._table.to_state(),
+            "trained": self._trained,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take back what `to_state` gave. Raises KeyError, TypeError or ValueError for another
-        shape, and has changed nothing then."""
+        shape, and has changed nothing then.
+
+        What was learned live from another trained file (or none) than the present one is left: to
+        give a new file means to start from it."""
         if not state:
+            return
+        if self._trained and state.get("trained", "") != self._trained:
+            _log.info("starting from the trained file, not from what was learned before it")
             return
         clusters = Clusters.from_state(state["clusters"]) if state["clusters"] else None
         occupancy = Counter({int(s): int(n) for s, n in state["occupancy"]})

@@ -20,6 +20,7 @@ class Progress:
         total_seconds: length of the whole, in the unit that `update` is given.
         stream: where to draw; a bar if it is a terminal, else a line each `line_seconds`.
         line_seconds: least time between two plain lines.
+        unit: of what is left, as the text says it.
         clock: monotonic seconds.
     """
 
@@ -27,6 +28,7 @@ class Progress:
         self,
         total_seconds: float,
         *,
+        unit: str = "s",
         stream: TextIO | None = None,
         line_seconds: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
@@ -35,6 +37,7 @@ class Progress:
         self._stream = sys.stderr if stream is None else stream
         self._bar = self._stream.isatty() and os.environ.get("TERM") != "dumb"
         self._line_seconds = line_seconds
+        self._unit = unit
         self._clock = clock
         self._drawn_at = -1e9
         self._label = ""
@@ -69,7 +72,7 @@ class Progress:
         self._label, self._drawn_at = label, now
         done = min(max(done_seconds, 0.0), self._total)
         left = self._total - done
-        text = f"{label:<14} {done / self._total:4.0%}  {left:4.0f} s left  {note}"
+        text = f"{label:<14} {done / self._total:4.0%}  {left:4.0f} {self._unit} left  {note}"
         if not self._bar:
             self._stream.write(text.rstrip() + "\n")
             self._stream.flush()

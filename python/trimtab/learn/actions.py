@@ -14,10 +14,10 @@ Source: the measurements in docs/decisions (weights × load; profiles instead of
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
-__all__ = ["NEUTRAL", "PROFILES", "WEIGHT_BOUND", "Profile", "profile_weights"]
+__all__ = ["NEUTRAL", "PROFILES", "WEIGHT_BOUND", "Profile", "profile_weights", "searched"]
 
 # The bound of a residual weight to either side; the guard enforces the same.
 WEIGHT_BOUND: Final = 3.0
@@ -27,12 +27,14 @@ WEIGHT_BOUND: Final = 3.0
 class Profile:
     """One way to lean on the balancing rule.
 
-    `raw(rate, affinity)` gives the weight of a peer before it is normalised and bounded.
+    The weight of a peer, before it is normalised and bounded, is `raw(rate, affinity)` times its
+    entry in `factors` (upstream -> address -> W; 1 where there is none).
     """
 
     name: str
     summary: str
     raw: Callable[[float, float], float]
+    factors: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 # The order is the order of the actions; the first is what everything else must beat.
@@ -64,17 +66,36 @@ PROFILES: Final = (
 NEUTRAL: Final = 0
 
 
+def searched(name: str, summary: str, factors: Mapping[str, Mapping[str, float]]) -> Profile:
+    """A profile of weights that were found elsewhere (in the twin), upstream -> address -> W.
+
+    It joins the actions after `PROFILES`. Raises ValueError for a weight that is not within
+    [1/3, 3], or not a number.
+    """
+    for upstream, peers in factors.items():
+        for address, weight in peers.items():
+            # What was searched at the bound may be a rounding beyond it.
+            if not 1 / WEIGHT_BOUND - 1e-9 <= weight <= WEIGHT_BOUND + 1e-9:
+                raise ValueError(f"a weight of {weight!r} for {address} in {upstream}")
+    return Profile(name=name, summary=summary, raw=lambda _rate, _affinity: 1.0, factors=factors)
+
+
 def profile_weights(
     profile: Profile,
     addresses: Sequence[str],
     rates: Mapping[str, float],
     affinity: Mapping[str, float],
+    upstream: str = "",
 ) -> dict[str, float]:
     """W_ij of one upstream by address: geometric mean 1 before the bound, within [1/3, 3].
 
-    What is not estimated counts as 1.
+    What is not estimated counts as 1. `upstream` is the name under which a profile has factors.
     """
-    logs = {a: math.log(profile.raw(rates.get(a, 1.0), affinity.get(a, 1.0))) for a in addresses}
+    factors = profile.factors.get(upstream, {})
+    logs = {
+        a: math.log(profile.raw(rates.get(a, 1.0), affinity.get(a, 1.0)) * factors.get(a, 1.0))
+        for a in addresses
+    }
     middle = sum(logs.values()) / len(logs) if logs else 0.0
     bound = math.log(WEIGHT_BOUND)
     return {a: math.exp(min(max(v - middle, -bound), bound)) for a, v in logs.items()}

@@ -1,0 +1,117 @@
+"""`trimtab train`: search weights and learn in the simulator, and write what the server loads."""
+
+import argparse
+from pathlib import Path
+from typing import Final
+
+from trimtab import config, training
+from trimtab.bench import scenario
+from trimtab.errors import ConfigError
+from trimtab.terminal import Progress, table
+from trimtab.twin.compiled import AVAILABLE
+
+__all__ = ["add_arguments", "run"]
+
+DEFAULT_SCENARIO: Final = "three-classes"
+
+# An hour a seed: sixty decisions of a minute, as long as live ones.
+DEFAULT_SECONDS: Final = 3600.0
+DEFAULT_SEEDS: Final = 3
+DEFAULT_EVALUATIONS: Final = 120
+DEFAULT_OUTPUT: Final = "var/trained.json"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument(
+        "--scenario", default=DEFAULT_SCENARIO, metavar="NAME|FILE",
+        help=f"servers, classes and load (default {DEFAULT_SCENARIO}; a file ends in .toml)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--config", metavar="FILE",
+        help="the upstreams and peers to train for, in the scenario's order; without it the "
+        "servers are called 127.0.0.1:9001 and up",
+    )  # fmt: skip
+    parser.add_argument(
+        "--seconds", type=float, default=DEFAULT_SECONDS, metavar="S",
+        help=f"simulated seconds of each seed (default {DEFAULT_SECONDS:g})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--seeds", type=int, default=DEFAULT_SEEDS, metavar="N",
+        help=f"how many, each with another load (default {DEFAULT_SEEDS})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--evaluations", type=int, default=DEFAULT_EVALUATIONS, metavar="N",
+        help=f"candidates of the search for W (default {DEFAULT_EVALUATIONS}; 0: no search)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--output", default=DEFAULT_OUTPUT, metavar="FILE",
+        help=f"the trained file (default {DEFAULT_OUTPUT})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with what --output holds, with more seeds too"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train. Ctrl-C ends with status 130 and keeps the file of what is done."""
+    for name, least, most in (
+        ("seconds", 60.0, 1e6), ("seeds", 1, 1000), ("evaluations", 0, 10_000)
+    ):  # fmt: skip
+        value = getattr(arguments, name)
+        if not least <= value <= most:
+            raise ConfigError(f"--{name} is {value:g}; it must be from {least:g} to {most:g}")
+    chosen = scenario.find(arguments.scenario)
+    given = config.load(arguments.config) if arguments.config else None
+    output = Path(arguments.output)
+    if output.is_dir():
+        raise ConfigError(f"--output {output} is a directory; name a file")
+    work = training.Training(
+        chosen,
+        training.configuration(chosen, given),
+        output,
+        seconds=arguments.seconds,
+        seeds=arguments.seeds,
+        evaluations=arguments.evaluations,
+    )
+    if arguments.resume:
+        work.resume()
+    with Progress(work.total_seconds, unit="simulated s") as progress:
+        if not AVAILABLE:
+            progress.say(
+                "numba is not installed, so the twin is a hundred times slower: "
+                "pip install 'trimtab[sim]'"
+            )
+        try:
+            work.run(lambda s: progress.update(s.done_seconds, s.label, s.note))
+        except KeyboardInterrupt:
+            progress.say(_kept(work, output, arguments.seeds))
+            return 130
+    print(_report(work, output))
+    return 0
+
+
+def _kept(work: training.Training, output: Path, seeds: int) -> str:
+    if not output.exists():
+        return "interrupted: nothing is done yet"
+    return (
+        f"interrupted: {output} holds {work.seeds_done} of {seeds} seeds; the same command with "
+        "--resume goes on"
+    )
+
+
+def _report(work: training.Training, output: Path) -> str:
+    art = work.art_per_1000
+    base = art[training.NEUTRAL_NAME]
+    rows = [
+        [name, f"{value:.2f}", f"{value / base:.2f}" if base else "-"]
+        for name, value in art.items()
+    ]
+    return "\n".join(
+        [
+            table(["profile, fixed", "ART per 1000", "of neutral"], rows),
+            "",
+            f"{work.seeds_done} seeds, {work.requests} simulated requests; written to {output}",
+            f'put  trained = "{output}"  into [learning] of the configuration to start from it',
+        ]
+    )

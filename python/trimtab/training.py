@@ -1,0 +1,430 @@
+"""Training in the twin: the production controller steers simulated servers, over many seeds.
+
+    1. search   W_ij by CMA-ES on the scenario (`twin.search`): the profiles "twin" and "twin-half"
+    2. learn    an episode a seed: the production controller with its estimator, guard and policy
+                in a `twin.world.World`; the load varies from seed to seed, so that states differ
+    3. compare  every profile, fixed, on requests that training has not seen
+
+What was reached is a trained file at any time (`learn.trained`): after each stage and episode it is
+written, so that an interrupted training keeps what is done and `resume` goes on with the rest.
+"""
+
+import math
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from random import Random
+from typing import Any, Final
+
+import numpy as np
+
+from trimtab.bench.scenario import schedule, simulator_input
+from trimtab.config import Config, Learning, Peer, Upstream
+from trimtab.controller import Controller
+from trimtab.demo.scenario import Load, Scenario
+from trimtab.errors import ConfigError, DependencyError, StateError
+from trimtab.estimate import Estimates
+from trimtab.guard import Guard
+from trimtab.learn import trained
+from trimtab.learn.actions import NEUTRAL, PROFILES, Profile, searched
+from trimtab.model import Weights
+from trimtab.policy import Learned, Neutral, proposal
+from trimtab.store import Store
+from trimtab.twin.search import by_name, ideal_weights, search
+from trimtab.twin.world import World
+
+__all__ = ["Stage", "Training", "configuration", "upstreams_of"]
+
+FIRST_PORT: Final = 9001
+
+# In training, trying is free: most decisions explore.
+EXPLORATION_RATIO: Final = 0.75
+
+# The load of an episode over the scenario's: from a quiet hour to a busy one; never beyond what the
+# servers can carry, where every choice is a bad one.
+LOAD_FACTORS: Final = (0.7, 1.1)
+MOST_LOAD: Final = 0.95
+
+# Requests of the search: enough that a run's ART says more of the weights than of its luck, few
+# enough for a hundred candidates in a minute.
+SEARCH_SECONDS: Final = 60.0
+SEARCH_RUNS: Final = 3
+COMPARE_SECONDS: Final = 240.0
+
+# Runs of the search and of the comparison draw from numbers that no episode has.
+SEARCH_SEED: Final = 1_000_000
+COMPARE_SEED: Final = 2_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Where a training is: `done` simulated seconds in all, and what to tell."""
+
+    label: str
+    done_seconds: float
+    note: str = ""
+
+
+def configuration(scenario: Scenario, given: Config | None = None) -> Config:
+    """The configuration to train for.
+
+    Without one, the scenario's servers are 127.0.0.1:9001 and up and its classes are the upstreams.
+    With one, upstreams are matched to the classes by name, else by their order, and the servers by
+    the order in which their addresses first appear; what it leaves open (deadlines) is the
+    scenario's. Raises ConfigError when they cannot be matched.
+    """
+    if given is None:
+        peers = tuple(
+            Peer(address=f"127.0.0.1:{FIRST_PORT + i}", slots=s.slots)
+            for i, s in enumerate(scenario.servers)
+        )
+        return Config(
+            learning=Learning(),
+            upstreams=tuple(
+                Upstream(
+                    name=c.name,
+                    location=c.path,
+                    priority=c.priority,
+                    deadline_seconds=c.deadline_seconds,
+                    peers=peers,
+                )
+                for c in scenario.classes
+            ),
+            path=f"scenario {scenario.name}",
+        )
+    addresses = _addresses(given)
+    if len(addresses) != len(scenario.servers) or len(given.upstreams) != len(scenario.classes):
+        raise ConfigError(
+            f"{given.path} has {len(given.upstreams)} upstreams and {len(addresses)} servers, the "
+            f"scenario {scenario.name} {len(scenario.classes)} classes and "
+            f"{len(scenario.servers)} servers; write a scenario of your servers, see "
+            "docs/emulator.md"
+        )
+    classes = dict(zip([u.name for u in given.upstreams], _classes(scenario, given), strict=True))
+    return replace(
+        given,
+        upstreams=tuple(
+            replace(u, deadline_seconds=u.deadline_seconds or classes[u.name].deadline_seconds)
+            for u in given.upstreams
+        ),
+    )
+
+
+def _addresses(config: Config) -> list[str]:
+    return list(dict.fromkeys(p.address for u in config.upstreams for p in u.peers))
+
+
+def _classes(scenario: Scenario, config: Config) -> list[Any]:
+    """The classes of the scenario in the order of the upstreams."""
+    by_their_name = {c.name: c for c in scenario.classes}
+    names = [u.name for u in config.upstreams]
+    if set(names) == set(by_their_name):
+        return [by_their_name[n] for n in names]
+    return list(scenario.classes)
+
+
+def upstreams_of(config: Config) -> dict[str, list[str]]:
+    """Upstream -> addresses, as the trained file says them."""
+    return {u.name: [p.address for p in u.peers] for u in config.upstreams}
+
+
+class _Fixed(Neutral):
+    """One profile, always."""
+
+    def __init__(self, config: Config, profile: str, profiles: Sequence[Profile]) -> None:
+        super().__init__(config)
+        self._config, self._profile, self._profiles = config, profile, profiles
+
+    def propose(
+        self, estimates: Estimates, deadlines: Mapping[str, float], profile: str
+    ) -> Weights:
+        """The weights of the one profile."""
+        del profile
+        return proposal(self._config, estimates, deadlines, self._profile, self._profiles)
+
+
+@dataclass(slots=True)
+class _Progress:
+    """What is done, as it stands in the trained file."""
+
+    weights: list[list[float]] | None = None  # W (C, M) of the search
+    searched: dict[str, float] = field(default_factory=dict)
+    seeds: list[int] = field(default_factory=list)
+    art_per_1000: dict[str, float] = field(default_factory=dict)  # profile -> ART, compared
+    requests: int = 0
+
+
+class Training:
+    """One training, which `run` goes through.
+
+    Args:
+        scenario: servers, classes and load.
+        config: upstreams and peers, as `configuration` gave them.
+        output: the trained file.
+        seconds: simulated, of each episode.
+        seeds: episodes.
+        evaluations: of the search; 0 leaves it out.
+    """
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        config: Config,
+        output: Path,
+        *,
+        seconds: float,
+        seeds: int,
+        evaluations: int,
+    ) -> None:
+        self._scenario = scenario
+        self._config = replace(
+            config, learning=replace(config.learning, exploration_ratio=EXPLORATION_RATIO)
+        )
+        order = [c.name for c in _classes(scenario, config)]
+        self._upstreams = [config.upstreams[order.index(c.name)].name for c in scenario.classes]
+        self._given = upstreams_of(config)
+        self._addresses = _addresses(config)
+        self._output, self._seconds, self._seeds = output, seconds, seeds
+        self._evaluations = evaluations
+        self._told: Callable[[Stage], None] = lambda _stage: None
+        self._done_seconds = 0.0
+        self._progress = _Progress()
+        self._policy_state: dict[str, Any] | None = None
+
+    @property
+    def total_seconds(self) -> float:
+        """Simulated seconds of a whole training, about."""
+        runs = self._evaluations * SEARCH_RUNS * SEARCH_SECONDS + self._seeds * self._seconds
+        return runs + (len(PROFILES) + 2) * self._compare_seconds
+
+    @property
+    def _compare_seconds(self) -> float:
+        return min(self._seconds, COMPARE_SECONDS)
+
+    @property
+    def requests(self) -> int:
+        """Requests that were simulated."""
+        return self._progress.requests
+
+    @property
+    def seeds_done(self) -> int:
+        """Episodes that are in the file."""
+        return len(self._progress.seeds)
+
+    @property
+    def art_per_1000(self) -> Mapping[str, float]:
+        """Profile -> ART per 1000 requests in the comparison; empty before it."""
+        return self._progress.art_per_1000
+
+    @property
+    def profiles(self) -> tuple[Profile, ...]:
+        """Those of the trained file: none before the search, or when it found nothing better."""
+        table = self._progress.weights
+        if table is None or self._is_neutral():
+            return ()
+        w = np.array(table)
+        return (
+            searched(
+                "twin",
+                "W as searched in the twin",
+                by_name(w, self._upstreams, self._addresses),
+            ),
+            searched(
+                "twin-half",
+                "W^1/2: half as far from neutral as what was searched in the twin",
+                by_name(w, self._upstreams, self._addresses, 0.5),
+            ),
+        )
+
+    def _is_neutral(self) -> bool:
+        return bool(np.allclose(np.array(self._progress.weights), 1.0))
+
+    def resume(self) -> None:
+        """Go on from the output file. Raises StateError when it is damaged, ConfigError when it is
+        of another training."""
+        body, _ = trained.read(self._output)
+        training = body.get("training", {})
+        if training.get("plan") != self._plan():
+            raise ConfigError(
+                f"{self._output}: of another training ({training.get('plan')}, now "
+                f"{self._plan()}); name another --output, or leave --resume out to begin anew"
+            )
+        try:
+            trained.parse(body)
+            self._progress = _Progress(**training["progress"])
+            self._policy_state = training["policy"]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise StateError(f"{self._output}: of another shape: {error}") from None
+
+    def _plan(self) -> dict[str, Any]:
+        """What must be the same for going on; more seeds may be asked for."""
+        return {
+            "scenario": self._scenario.name,
+            "upstreams": self._given,
+            "seconds": self._seconds,
+            "evaluations": self._evaluations,
+        }
+
+    def _save(self) -> None:
+        progress = self._progress
+        trained.write(
+            self._output,
+            trained.body_of(
+                self._given,
+                self.profiles,
+                self._policy_state,
+                {
+                    "plan": self._plan(),
+                    "progress": {n: getattr(progress, n) for n in progress.__dataclass_fields__},
+                    "policy": self._policy_state,
+                },
+            ),
+        )
+
+    def run(self, told: Callable[[Stage], None] = lambda _stage: None) -> None:
+        """All that is left to do; what is done is in the file, also when this is interrupted.
+        `told` is called now and then with where it is."""
+        self._told = told
+        if self._progress.weights is None and self._evaluations:
+            self._search()
+            self._save()
+        self._done_seconds += self._evaluations * SEARCH_RUNS * SEARCH_SECONDS
+        for seed in range(1, self._seeds + 1):
+            if seed not in self._progress.seeds:
+                self._episode(seed)
+                self._progress.art_per_1000 = {}
+                self._save()
+            self._done_seconds += self._seconds
+        if not self._progress.art_per_1000:
+            self._compare()
+            self._save()
+
+    # The stages
+
+    def _world(self, seed: int, seconds: float, factor: float = 1.0, delay: float = 0.0) -> World:
+        scenario = _loaded(self._scenario, factor)
+        drawn = schedule(scenario, seed, seconds)
+        servers, requests, changes = simulator_input(scenario, drawn)
+        return World(
+            servers,
+            requests,
+            changes,
+            upstreams=self._upstreams,
+            addresses=self._addresses,
+            deadlines={
+                u.name: u.deadline_seconds for u in self._config.upstreams if u.deadline_seconds
+            },
+            slots_known=all(p.slots for u in self._config.upstreams for p in u.peers),
+            delay_seconds=delay,
+            interval_seconds=self._config.policy.interval_seconds,
+            seed=seed,
+        )
+
+    def _search(self) -> None:
+        scenario = self._scenario
+        runs = [SEARCH_SEED + n for n in range(SEARCH_RUNS)]
+        deadlines = {u.name: u.deadline_seconds or 1.0 for u in self._config.upstreams}
+
+        def told(count: int, art: float) -> None:
+            done = count * SEARCH_RUNS * SEARCH_SECONDS
+            self._told(Stage("search", done, f"ART per 1000 {art:.1f}"))
+
+        told(0, math.nan)
+        try:
+            found = search(
+                lambda run: self._world(run, SEARCH_SECONDS),
+                lambda w: ideal_weights(
+                    self._upstreams,
+                    self._addresses,
+                    [c.service_seconds for c in scenario.classes],
+                    [deadlines[n] for n in self._upstreams],
+                    [s.speed for s in scenario.servers],
+                    scenario.affinity,
+                    [s.slots for s in scenario.servers],
+                    w,
+                ),
+                (len(self._upstreams), len(self._addresses)),
+                runs,
+                evaluations=self._evaluations,
+                told=told,
+            )
+        except DependencyError as error:
+            self._told(Stage("no search", 0.0, str(error)))
+            return
+        self._progress.weights = found.weights.tolist()
+        self._progress.searched = {
+            "art_per_1000": found.art_per_1000,
+            "neutral_art_per_1000": found.neutral_art_per_1000,
+            "evaluations": found.evaluations,
+        }
+
+    def _episode(self, seed: int) -> None:
+        policy = Learned(self._config, trained.Trained(profiles=self.profiles))
+        if self._policy_state is not None:
+            policy.restore(self._policy_state)
+        # The first at the scenario's own load, the others around it.
+        factor = 1.0 if seed == 1 else Random(seed).uniform(*LOAD_FACTORS)  # noqa: S311
+        self._live(seed, factor, policy, self._seconds, f"episode {seed}", self._config)
+        self._policy_state = policy.to_state()
+        self._progress.seeds.append(seed)
+
+    def _compare(self) -> None:
+        fixed = replace(self._config, learning=replace(self._config.learning, enabled=False))
+        profiles = (*PROFILES, *self.profiles)
+        for profile in profiles:
+            policy = _Fixed(fixed, profile.name, profiles)
+            label = f"compare {profile.name}"
+            art = self._live(COMPARE_SEED, 1.0, policy, self._compare_seconds, label, fixed)
+            self._progress.art_per_1000[profile.name] = art
+            self._done_seconds += self._compare_seconds
+
+    def _live(
+        self,
+        seed: int,
+        factor: float,
+        policy: Learned | Neutral,
+        seconds: float,
+        label: str,
+        config: Config,
+    ) -> float:
+        """ART per 1000 requests of the production controller with that policy."""
+        interval = config.policy.interval_seconds
+        # A report and a fetch an interval each: half of one in the mean.
+        world = self._world(seed, seconds, factor, delay=interval / 2)
+        with tempfile.TemporaryDirectory() as directory:
+            store = Store(directory)
+            guard = Guard(config, store.epoch, store.next_generation)
+            controller = Controller(
+                config, world, policy, guard, world, store, lambda: world.now, lambda: world.now
+            )
+            while world.now < seconds:
+                world.advance(interval)
+                controller.step()
+                requests, tardiness = world.totals()
+                art = 1000 * tardiness / max(requests, 1)
+                note = f"ART per 1000 {art:.1f}, {controller.phase}"
+                self._told(Stage(label, self._done_seconds + world.now, note))
+            controller.close()
+        requests, tardiness = world.totals()
+        self._progress.requests += requests
+        return 1000 * tardiness / max(requests, 1)
+
+
+def _loaded(scenario: Scenario, factor: float) -> Scenario:
+    """The scenario at so much of its load, but not beyond what its servers carry."""
+    if factor == 1.0:
+        return scenario
+    capacity = scenario.capacity_per_second
+    rate = scenario.requests_per_second
+    wanted = max(min(rate * factor, MOST_LOAD * capacity), min(rate, rate * factor))
+    load: Load = replace(scenario.load, fraction=None, requests_per_second=wanted)
+    shares = scenario.shares
+    classes = tuple(
+        replace(c, share=float(share), requests_per_second=None)
+        for c, share in zip(scenario.classes, shares, strict=True)
+    )
+    return replace(scenario, load=load, classes=classes)
+
+
+NEUTRAL_NAME: Final = PROFILES[NEUTRAL].name

@@ -1,0 +1,165 @@
+"""Search of the weights W_ij in the twin, by CMA-ES with common random numbers.
+
+A candidate is log W, one number a server and class, within ±log 3 (what the guard lets through).
+It is played on the same requests as every other candidate, so that their difference is what the
+weights did; its cost is the mean over these runs of log(0.01 + ART per request), the reward that
+learning uses, negated. A weight common to all servers of a class changes nothing, so the search
+subtracts it.
+Source: N. Hansen, "The CMA evolution strategy: a tutorial", 2016; the package `cmaes`.
+"""
+
+import importlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trimtab.errors import DependencyError
+from trimtab.learn.actions import WEIGHT_BOUND
+from trimtab.learn.reward import FLOOR
+from trimtab.model import PeerWeight, UpstreamWeights, Weights
+from trimtab.twin.world import World
+
+__all__ = ["Found", "by_name", "ideal_weights", "search"]
+
+Floats = NDArray[np.float64]
+
+# Of log W at the start: most candidates lie within a factor of two of neutral.
+FIRST_STEP: Final = 0.3
+
+# Makes the world of a run, with nothing applied, its requests being drawn from the run's number.
+MakeWorld = Callable[[int], World]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """W (C, M) with geometric mean 1 in each class, and ART per 1000 requests of it and of W = 1,
+    over all runs."""
+
+    weights: Floats
+    art_per_1000: float
+    neutral_art_per_1000: float
+    evaluations: int
+
+
+def ideal_weights(
+    upstreams: Sequence[str],
+    addresses: Sequence[str],
+    service_seconds: Sequence[float],
+    deadline_seconds: Sequence[float],
+    speed: Sequence[float],
+    affinity: Floats,
+    slots: Sequence[float],
+    weights: Floats | None = None,
+) -> Weights:
+    """What the controller would say if its estimates were exact: `affinity` (M, C), W (C, M)."""
+    w = np.ones((len(upstreams), len(addresses))) if weights is None else weights
+    return Weights(
+        upstreams={
+            name: UpstreamWeights(
+                deadline_seconds=deadline_seconds[j],
+                service_time_seconds=service_seconds[j],
+                peers={
+                    a: PeerWeight(
+                        weight=float(w[j, i]),
+                        affinity=float(affinity[i, j]),
+                        rate=float(speed[i]),
+                        slots=float(slots[i]),
+                    )
+                    for i, a in enumerate(addresses)
+                },
+            )
+            for j, name in enumerate(upstreams)
+        },
+        generation=1,
+    )
+
+
+def _bounded(log_w: Floats, shape: tuple[int, int]) -> Floats:
+    table = log_w.reshape(shape)
+    table = table - table.mean(axis=1, keepdims=True)
+    bound = math.log(WEIGHT_BOUND)
+    return np.asarray(np.exp(np.clip(table, -bound, bound)))
+
+
+def search(
+    make_world: MakeWorld,
+    with_weights: Callable[[Floats], Weights],
+    shape: tuple[int, int],
+    runs: Sequence[int],
+    *,
+    evaluations: int = 120,
+    seed: int = 0,
+    told: Callable[[int, float], None] = lambda _count, _best: None,
+) -> Found:
+    """The best W found; neutral when nothing beats it.
+
+    Args:
+        make_world: the world of a run.
+        with_weights: the weights for W (C, M).
+        shape: (C, M).
+        runs: numbers of the runs on which each candidate is played.
+        evaluations: candidates, about; whole generations are played.
+        seed: of the search.
+        told: called with the candidates so far and the best ART per 1000.
+
+    Raises DependencyError without the package `cmaes`.
+    """
+    try:
+        cmaes: Any = importlib.import_module("cmaes")
+    except ImportError:
+        raise DependencyError(
+            "the search needs the package cmaes: pip install 'trimtab[sim]'"
+        ) from None
+
+    def cost(w: Floats) -> tuple[float, float]:
+        logs, requests, tardiness = [], 0, 0.0
+        for run in runs:
+            world = make_world(run)
+            world.apply(with_weights(w))
+            world.finish()
+            n, art = world.totals()
+            logs.append(math.log(FLOOR + art / max(n, 1)))
+            requests, tardiness = requests + n, tardiness + art
+        return sum(logs) / len(logs), 1000 * tardiness / max(requests, 1)
+
+    neutral = np.ones(shape)
+    least, art = cost(neutral)
+    neutral_art, best = art, neutral
+    size = shape[0] * shape[1]
+    if size < 2 or shape[1] < 2:
+        return Found(weights=neutral, art_per_1000=art, neutral_art_per_1000=art, evaluations=1)
+    bound = math.log(WEIGHT_BOUND)
+    optimiser = cmaes.CMA(
+        mean=np.zeros(size),
+        sigma=FIRST_STEP,
+        bounds=np.tile([-bound, bound], (size, 1)),
+        seed=seed,
+    )
+    done = 1
+    while done < evaluations and not optimiser.should_stop():
+        generation = []
+        for _ in range(optimiser.population_size):
+            candidate = optimiser.ask()
+            w = _bounded(candidate, shape)
+            value, its_art = cost(w)
+            generation.append((candidate, value))
+            if value < least:
+                least, best, art = value, w, its_art
+            done += 1
+            told(done, art)
+        optimiser.tell(generation)
+    return Found(weights=best, art_per_1000=art, neutral_art_per_1000=neutral_art, evaluations=done)
+
+
+def by_name(
+    table: Floats, upstreams: Sequence[str], addresses: Sequence[str], power: float = 1.0
+) -> Mapping[str, Mapping[str, float]]:
+    """W^power (C, M) as upstream -> address -> W."""
+    return {
+        name: {a: float(table[j, i] ** power) for i, a in enumerate(addresses)}
+        for j, name in enumerate(upstreams)
+    }

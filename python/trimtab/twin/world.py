@@ -1,0 +1,258 @@
+"""The twin as a world for the production controller: a Source and an Actuator with its own clock.
+
+`advance` lets time pass; `read` gives what each balancer would report then; `apply` puts weights
+in force after the feedback delay, on each balancer at a moment of its own, as real ones fetch them
+on their own timers. One world is one run of requests that were drawn beforehand, so that two
+worlds of the same seed differ in nothing but what the weights did.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trimtab.model import AddressCounters, PairCounters, Snapshot, Weights
+from trimtab.twin import engine, rivals, stations
+from trimtab.twin.workload import Changes, Requests, Servers
+
+__all__ = ["RULES", "World"]
+
+Floats = NDArray[np.float64]
+
+# "trimtab" is our rule, the others are explained in `rivals`.
+RULES: Final = {"trimtab": engine.TRIMTAB, **rivals.CODES}
+
+# counters.lua and registry.lua: memory of the rate estimate in mean services, its bounds, and what
+# a class's service time is taken for before anything is known.
+TAU_SERVICES: Final = 30.0
+TAU_SECONDS: Final = (0.1, 10.0)
+DEFAULT_SERVICE_SECONDS: Final = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """Weights on their way to a balancer."""
+
+    at: float
+    balancer: int
+    weights: Weights
+
+
+class World:
+    """See the module. Time starts at 0; upstreams and addresses are those of the weights applied.
+
+    Args:
+        servers, requests, changes: what happens, as arrays; see `workload`.
+        upstreams: names of the classes, in the order of `requests.kind`.
+        addresses: names of the servers.
+        slots_known: whether the balancers' configuration gives the slots.
+        deadlines: as configured; a class that is not named has none until weights say one.
+        balancers: how many share the servers; requests come to each at random.
+        delay_seconds: from `apply` to the first balancer that uses the weights; each of B balancers
+            gets them 1/B of `interval_seconds` after the one before.
+        interval_seconds: in which each balancer asks once.
+        rule: one of `RULES`.
+        seed: of ties, failures and which balancer gets what.
+    """
+
+    def __init__(
+        self,
+        servers: Servers,
+        requests: Requests,
+        changes: Changes | None = None,
+        *,
+        upstreams: Sequence[str],
+        addresses: Sequence[str],
+        slots_known: bool = True,
+        deadlines: Mapping[str, float] | None = None,
+        balancers: int = 1,
+        delay_seconds: float = 0.0,
+        interval_seconds: float = 1.0,
+        rule: str = "trimtab",
+        seed: int = 0,
+    ) -> None:
+        changes = Changes() if changes is None else changes
+        count, m, c = len(requests.at), len(addresses), len(upstreams)
+        random = np.random.default_rng([seed, 0x7477696E])
+        self.now = 0.0
+        self.weights: Weights | None = None
+        self.requests = requests
+        self._upstreams, self._addresses = tuple(upstreams), tuple(addresses)
+        self._code = RULES[rule]
+        self._delay, self._interval = delay_seconds, interval_seconds
+        self._load = engine.Load(
+            at=requests.at,
+            kind=requests.kind,
+            work=requests.work,
+            balancer=(
+                random.integers(0, balancers, count)
+                if balancers > 1
+                else np.zeros(count, dtype=np.int64)
+            ),
+            uniform=random.random((count, 4)),
+            change_at=changes.at,
+            change_server=changes.server,
+            change_speed=changes.speed,
+            change_error=changes.error,
+            change_down=changes.down,
+        )
+        self._stations = stations.stations(servers, count)
+        self._control = engine.control(balancers, c, m)
+        self._balancers = engine.balancers(balancers, m)
+        self._counters = engine.counters(balancers, c, m)
+        self.outcome = engine.outcome(count)
+        if slots_known:
+            self._control.slots[:] = np.tile(servers.slots, balancers)
+        for j, name in enumerate(upstreams):
+            self._control.deadline[j] = (deadlines or {}).get(name, 0.0)
+        self._learned = np.zeros((balancers, c))  # v_j as told; 0: not told
+        self._generation = [0] * balancers
+        self._orders: list[_Order] = []
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass."""
+        end = self.now + seconds
+        while self._orders and self._orders[0].at <= end:
+            order = self._orders.pop(0)
+            self._piecewise(order.at)
+            self._follow(order)
+        self._piecewise(end)
+
+    def _piecewise(self, end: float) -> None:
+        """Up to `end`; each balancer looks at its own service times once an interval."""
+        while not self._learned.all():
+            tick = (math.floor(self.now / self._interval) + 1) * self._interval
+            if tick >= end:
+                break
+            self._run(tick)
+        self._run(end)
+
+    def _run(self, until: float) -> None:
+        engine.run(
+            until,
+            self._code,
+            self._load,
+            self._stations,
+            self._control,
+            self._balancers,
+            self._counters,
+            self.outcome,
+        )
+        self.now = until
+        self._refresh_services()
+
+    def finish(self) -> None:
+        """Let all requests end, however long it takes."""
+        last = float(self.requests.at[-1]) if len(self.requests.at) else self.now
+        self.advance(max(0.0, last - self.now))
+        stopped = self.now
+        self._run(math.inf)
+        self.now = stopped
+
+    # Actuator
+
+    def apply(self, weights: Weights) -> None:
+        """New weights, in force after the feedback delay."""
+        self.weights = weights
+        many = len(self._generation)
+        self._orders += [
+            _Order(self.now + self._delay + b / many * self._interval, b, weights)
+            for b in range(many)
+        ]
+        self._orders.sort(key=lambda order: order.at)
+        if not self._delay:
+            # The first of them at once, so that a world may begin with weights.
+            self.advance(0.0)
+
+    def _follow(self, order: _Order) -> None:
+        b, c = order.balancer, self._control
+        self._generation[b] = order.weights.generation
+        for j, name in enumerate(self._upstreams):
+            upstream = order.weights.upstreams[name]
+            self._learned[b, j] = upstream.service_time_seconds or 0.0
+            if upstream.deadline_seconds is not None:
+                c.deadline[j] = upstream.deadline_seconds
+            for i, address in enumerate(self._addresses):
+                peer = upstream.peers.get(address)
+                c.skip[b, j, i] = 0.0 if peer and not peer.drain else 1.0
+                if peer:
+                    g = c.server[b, i]
+                    c.weight[b, j, i] = peer.weight
+                    c.affinity[b, j, i] = peer.affinity
+                    c.prior[g] = peer.rate
+                    c.slots[g] = peer.slots or c.slots[g]
+        self._refresh_services()
+
+    def _refresh_services(self) -> None:
+        """As refresh() in services.lua: what was told, else what was seen, else the mean."""
+        c, n = self._control, self._counters
+        for b in range(len(self._generation)):
+            known = np.where(self._learned[b] > 0, self._learned[b], n.service[b])
+            some = known[known > 0]
+            mean = max(float(some.mean()), 1e-6) if some.size else DEFAULT_SERVICE_SECONDS
+            c.service[b] = np.where(known > 0, known, mean)
+            c.mean_service[b] = mean
+            c.tau[b] = min(max(TAU_SERVICES * mean, TAU_SECONDS[0]), TAU_SECONDS[1])
+
+    # Source
+
+    def read(self) -> tuple[Snapshot, ...]:
+        """The counters of each balancer now."""
+        return tuple(self._snapshot(b) for b in range(len(self._generation)))
+
+    def _snapshot(self, b: int) -> Snapshot:
+        n = self._counters
+        at = self._control.server[b]
+        return Snapshot(
+            instance=f"twin-{b + 1}",
+            start=1,
+            clock_seconds=self.now,
+            pairs={
+                name: {a: self._pair(b, j, i) for i, a in enumerate(self._addresses)}
+                for j, name in enumerate(self._upstreams)
+            },
+            addresses={
+                a: AddressCounters(
+                    busy_seconds=float(n.seconds_at[g].sum()),
+                    completions_at=tuple(n.completions_at[g].tolist()),
+                    seconds_at=tuple(n.seconds_at[g].tolist()),
+                    rate=float(self._balancers.rate[g]),
+                    error_ratio=float(self._balancers.error[g]),
+                )
+                for a, g in zip(self._addresses, at, strict=True)
+            },
+            generation=self._generation[b],
+        )
+
+    def _pair(self, b: int, j: int, i: int) -> PairCounters:
+        q = (b * len(self._upstreams) + j) * len(self._addresses) + i
+        v = self._counters.pair[q]
+        present = float(v[engine.IN_FLIGHT])
+        requests, failed = int(v[engine.REQUESTS]), int(v[engine.FAILED_REQUESTS])
+        return PairCounters(
+            in_flight=present,
+            requests=requests,
+            responses=(0, requests - failed, 0, 0, failed),
+            failures=int(v[engine.FAILURES]),
+            response_time_seconds=float(v[engine.SECONDS]),
+            response_time_squared=float(v[engine.SQUARED]),
+            tardiness=float(v[engine.TARDINESS]),
+            tardy=int(v[engine.TARDY]),
+            unqueued=int(v[engine.UNQUEUED]),
+            unqueued_seconds=float(v[engine.UNQUEUED_SECONDS]),
+            unqueued_squared=float(v[engine.UNQUEUED_SQUARED]),
+            buckets=tuple(self._counters.buckets[q].tolist()),
+            in_flight_seconds=float(
+                v[engine.IN_FLIGHT_SECONDS] + present * (self.now - v[engine.SINCE])
+            ),
+        )
+
+    # What came of it
+
+    def totals(self) -> tuple[int, float]:
+        """Finished requests and their tardiness so far, over all balancers."""
+        pair = self._counters.pair
+        return int(pair[..., engine.REQUESTS].sum()), float(pair[..., engine.TARDINESS].sum())

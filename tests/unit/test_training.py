@@ -1,0 +1,192 @@
+"""Training in the twin: what comes out, going on, and the command."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from trimtab import config, training
+from trimtab.bench.scenario import find
+from trimtab.cli import main
+from trimtab.demo.scenario import Scenario, parse
+from trimtab.errors import ConfigError
+from trimtab.learn import trained
+from trimtab.policy import Learned
+
+SMALL = """
+duration_seconds = 60
+[load]
+requests_per_second = 20
+[[server]]
+slots = 1
+speed = 1
+[[server]]
+slots = 1
+speed = 3
+[[class]]
+name = "short"
+share = 0.7
+service_seconds = 0.06
+deadline_seconds = 0.12
+[[class]]
+name = "long"
+share = 0.3
+service_seconds = 0.24
+deadline_seconds = 0.6
+"""
+CONFIG = """
+[learning]
+observe_seconds = 20.0
+decision_seconds = 6.0
+clusters = 4
+[[upstream]]
+name = "one"
+location = "/short"
+[[upstream.peer]]
+address = "10.0.0.1:80"
+[[upstream.peer]]
+address = "10.0.0.2:80"
+[[upstream]]
+name = "two"
+location = "/long"
+deadline_seconds = 0.3
+[[upstream.peer]]
+address = "10.0.0.1:80"
+[[upstream.peer]]
+address = "10.0.0.2:80"
+"""
+
+
+@pytest.fixture
+def scenario() -> Scenario:
+    """Two classes on two servers."""
+    return parse(SMALL, "small.toml")
+
+
+def plan(scenario: Scenario, output: Path, seeds: int = 2, **given) -> training.Training:
+    """A training of seconds."""
+    made = training.configuration(scenario, config.parse(CONFIG))
+    return training.Training(
+        scenario, made, output, seconds=60.0, seeds=seeds, **{"evaluations": 12, **given}
+    )
+
+
+def test_trained_file_is_what_the_server_starts_from(scenario: Scenario, tmp_path: Path) -> None:
+    """A training ends in a file that this configuration's server loads: states, and values of what
+    was tried."""
+    output = tmp_path / "t.json"
+    work = plan(scenario, output)
+    work.run()
+    made = training.configuration(scenario, config.parse(CONFIG))
+    policy = Learned(made, trained.load(output, made))
+    values = policy.status()["values"]
+    assert policy.fitted
+    assert sum(len(tried) for tried in values.values()) >= 2
+    assert {"neutral", "affinity", "fast", "spread"} <= set(work.art_per_1000)
+    assert work.requests > 4 * 60 * 15
+
+
+def test_interrupted_training_goes_on_to_the_same_result(
+    scenario: Scenario, tmp_path: Path
+) -> None:
+    """Ctrl-C in the second episode keeps the first; going on gives what one run gives."""
+    whole, cut = plan(scenario, tmp_path / "whole.json"), plan(scenario, tmp_path / "cut.json")
+    whole.run()
+
+    def interrupt(stage: training.Stage) -> None:
+        if stage.label == "episode 2":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cut.run(interrupt)
+    kept, _ = trained.read(tmp_path / "cut.json")
+    assert kept["training"]["progress"]["seeds"] == [1]
+    again = plan(scenario, tmp_path / "cut.json")
+    again.resume()
+    again.run()
+    one, other = (trained.read(tmp_path / n)[0] for n in ("whole.json", "cut.json"))
+    assert one["profiles"] == other["profiles"]
+    assert again.art_per_1000 == whole.art_per_1000
+    assert again.seeds_done == 2
+    more = plan(scenario, tmp_path / "cut.json", seeds=3)
+    more.resume()
+    more.run()
+    assert more.seeds_done == 3
+
+
+def test_going_on_with_another_plan_is_refused(scenario: Scenario, tmp_path: Path) -> None:
+    """A file of another training is not mixed with this one."""
+    plan(scenario, tmp_path / "t.json", seeds=1, evaluations=0).run()
+    with pytest.raises(ConfigError, match="of another training"):
+        plan(scenario, tmp_path / "t.json", evaluations=13).resume()
+
+
+def test_configuration_maps_upstreams_and_servers_in_order(scenario: Scenario) -> None:
+    """Names differ from the scenario's: the order counts, and what is given stands."""
+    made = training.configuration(scenario, config.parse(CONFIG))
+    assert [u.name for u in made.upstreams] == ["one", "two"]
+    assert [u.deadline_seconds for u in made.upstreams] == [0.12, 0.3]
+    same = replace(
+        scenario, classes=tuple(replace(c, name=n) for c, n in zip(
+            reversed(scenario.classes), ("one", "two"), strict=True))
+    )  # fmt: skip
+    assert training.configuration(same, config.parse(CONFIG)).upstreams[0].deadline_seconds == 0.6
+
+
+def test_configuration_of_another_size_is_refused() -> None:
+    """A configuration with other servers than the scenario's cannot be trained for by it."""
+    with pytest.raises(ConfigError, match="2 upstreams and 2 servers, the scenario twelve"):
+        training.configuration(find("twelve"), config.parse(CONFIG))
+
+
+def test_command_writes_the_file_and_tells(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`trimtab train` ends with the table of the profiles and what to do with the file."""
+    (tmp_path / "small.toml").write_text(SMALL)
+    output = tmp_path / "sub" / "t.json"
+    status = main(
+        ["train", "--scenario", str(tmp_path / "small.toml"), "--seconds", "60", "--seeds", "1",
+         "--evaluations", "0", "--output", str(output)]
+    )  # fmt: skip
+    told = capsys.readouterr()
+    assert status == 0
+    assert "neutral" in told.out
+    assert f'trained = "{output}"' in told.out
+    assert json.loads(output.read_text())["format"] == 1
+    assert "episode 1" in told.err
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (["--seconds", "5"], "--seconds is 5"),
+        (["--seeds", "0"], "--seeds is 0"),
+        (["--evaluations", "-1"], "--evaluations is -1"),
+        (["--scenario", "nowhere"], "no scenario 'nowhere'"),
+        (["--scenario", "none.toml"], "no such scenario file"),
+        (["--config", "none.toml"], "no such file"),
+        (["--output", "."], "is a directory"),
+        (["--seconds", "nan"], "--seconds is nan"),
+    ],
+    ids=lambda v: v[0] if isinstance(v, list) else "",
+)
+def test_wrong_arguments_are_status_2(
+    wrong: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Bad input ends with status 2 and one sentence, before anything has been simulated."""
+    output = [] if "--output" in wrong else ["--output", str(tmp_path / "t.json")]
+    assert main(["train", *wrong, *output]) == 2
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "t.json").exists()
+
+
+def test_command_refuses_to_go_on_with_a_damaged_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--resume reads the output first; what is no trained file stays untouched."""
+    (tmp_path / "t.json").write_text("{}")
+    assert main(["train", "--resume", "--output", str(tmp_path / "t.json")]) == 1
+    assert "not a trained file" in capsys.readouterr().err
+    assert (tmp_path / "t.json").read_text() == "{}"
