@@ -14,7 +14,7 @@ from trimtab.model import Weights
 
 __all__ = ["BALANCERS", "SHARED_GROUP", "group", "shared_servers", "stock_groups"]
 
-BALANCERS: Final = ("trimtab", "round_robin", "least_conn", "random_two")
+BALANCERS: Final = ("trimtab", "round_robin", "least_conn", "random_two", "least_time")
 
 SHARED_GROUP: Final = "trimtab_shared"
 
@@ -22,6 +22,8 @@ _METHODS: Final = {
     "round_robin": (),
     "least_conn": ("least_conn",),
     "random_two": ("random", "two", "least_conn"),
+    # In the free nginx since 1.31; older ones refuse it.
+    "least_time": ("least_time", "last_byte"),
 }
 
 # Idle connections a worker keeps to the peers of a group. Too small a pool costs 40% of the

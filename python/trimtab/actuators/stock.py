@@ -340,9 +340,14 @@ class Stock:
 
     def _keep(self) -> None:
         """The present file under a second name, which survives the swap."""
-        with contextlib.suppress(FileNotFoundError):
+        if not self._file.exists():
+            return
+        try:
             os.link(self._file, self._beside("old"))
-            self._sync()
+        except OSError:
+            # Some file systems have no links, and some kernels none to files of others.
+            self._write(self._beside("old"), self._file.read_text(encoding="utf-8"))
+        self._sync()
 
     def _sync(self) -> None:
         directory = os.open(self._file.parent, os.O_RDONLY | os.O_DIRECTORY)
