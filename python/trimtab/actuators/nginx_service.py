@@ -4,9 +4,9 @@ The files and their order are `stock`'s. A private nginx is `nginx_process`'s.
 """
 
 import contextlib
-import getpass
 import http.client
 import os
+import pwd
 import re
 import shlex
 import signal
@@ -78,7 +78,7 @@ class NginxService:
         hint = ""
         if os.geteuid() != 0 and "Permission denied" in said:
             hint = (
-                f"\n  {getpass.getuser()} may not read all of it; let sudo check: "
+                f"\n  {_user()} may not read all of it; let sudo check: "
                 f"{self._sudoers('-t')}, and in [stock]: "
                 f"check_command = {_toml(['sudo', '-n', *self._plain('-t')])}"
             )
@@ -227,20 +227,28 @@ class NginxService:
         return [self._installation.path, *([] if own else ["-c", main]), *arguments]
 
     def _sudoers(self, *arguments: str) -> str:
-        rule = f"{getpass.getuser()} ALL=(root) NOPASSWD: {shlex.join(self._plain(*arguments))}"
+        rule = f"{_user()} ALL=(root) NOPASSWD: {shlex.join(self._plain(*arguments))}"
         return f"echo {shlex.quote(rule)} | sudo tee -a /etc/sudoers.d/trimtab"
 
     def _advice(self, pid: int) -> str:
         """What an administrator can do about a missing right to signal."""
         command = ["sudo", "-n", *self._plain("-s", "reload")]
         return (
-            f"{getpass.getuser()} may not signal nginx (process {pid}). Either let sudo do it:\n"
+            f"{_user()} may not signal nginx (process {pid}). Either let sudo do it:\n"
             f"    {self._sudoers('-s', 'reload')}\n"
             f'  and in [stock]: reload = "command", reload_command = {_toml(command)}\n'
             f'  or let systemd do it, with reload = "external" in [stock] and a path unit that '
             f"reloads nginx when {self._stock.include_file.absolute()} changes: "
             "`trimtab render --unit` writes it"
         )
+
+
+def _user() -> str:
+    """The name of whom we run as; the number for a user that has none."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return f"#{os.geteuid()}"
 
 
 def _toml(words: Sequence[str]) -> str:
