@@ -156,6 +156,13 @@ def _facts(
     }
 
 
+def _differs(before: Any, after: Any) -> bool:
+    """Whether a reader would see it: by half a percent, or at all where it is no measurement."""
+    if isinstance(before, float) and isinstance(after, float):
+        return abs(after - before) > 0.005 * abs(before)
+    return bool(before != after)
+
+
 def _change(view: View, upstream: str, address: str | None) -> dict[str, Any] | None:
     if view.change is None or view.weights is None:
         return None
@@ -171,7 +178,7 @@ def _change(view: View, upstream: str, address: str | None) -> dict[str, Any] | 
         differs = {
             f: [getattr(old, f), getattr(peer, f)]
             for f in fields
-            if getattr(old, f) != getattr(peer, f)
+            if _differs(getattr(old, f), getattr(peer, f))
         }
         if differs:
             peers[name] = differs

@@ -232,7 +232,7 @@ function drawServers() {
     return typeof x === "string" ? x.localeCompare(y, "en", { numeric: true }) : y - x;
   });
   const count = (n, what) => n ? `, ${n} ${what}` : "";
-  say($("servers-note"), `${all.length}${count(all.filter(r => r.down).length, "down")}${count(all.filter(r => r.drained).length, "drained")}`);
+  say($("servers-note"), `${all.length}${count(all.filter(r => r.down && !r.drained).length, "down")}${count(all.filter(r => r.drained).length, "drained")}`);
   $("servers-none").hidden = rows.length > 0;
   const body = $("servers").tBodies[0];
   if (body.dataset.classes !== String(classes.length)) body.replaceChildren();
