@@ -47,7 +47,7 @@ def test_the_walk_ends_where_it_began(tmp_path: Path, capsys: pytest.CaptureFixt
         before = one.text
         output = tmp_path / "explore.json"
         arguments = ["--config", str(file_for(one, tmp_path, page)), "--output", str(output)]
-        more = ["--levels", "1,3,5", "--every", "0.3", "--read", "0.1", "--seconds", "1.5"]
+        more = ["--levels", "1,3,5", "--every", "0.3", "--read", "0.1", "--seconds", "2.5"]
         assert main(["explore", *arguments, *more]) == 0
         assert one.text == before
         assert one.beside == []

@@ -44,6 +44,9 @@ _TOKEN: Final = re.compile(r'return 200 "trimtab (([0-9]+)-([0-9]+)-([0-9a-f]{16
 _UPSTREAM: Final = re.compile(r"^upstream (\S+) \{$(.*?)^\}$", re.MULTILINE | re.DOTALL)
 _SERVER: Final = re.compile(r"^ +server (\S+) weight=([0-9]+)[^;]*?( down)?;$", re.MULTILINE)
 
+# How often to look whether another writer is done; a change takes half a second or more.
+_LOCK_SECONDS: Final = 0.02
+
 # Since a file's age is not known better than this after a restart.
 _HOUR_SECONDS: Final = 3600.0
 
@@ -113,7 +116,7 @@ class Stock:
         """
         with self._lock:
             self._pending = None
-            with self._only_one():
+            with self._only_one(self._config.stock.verify_seconds):
                 _, token = render_upstreams(self._config, weights)
                 found = _TOKEN.search(self._file_text() or "")
                 done = "unchanged"
@@ -127,7 +130,7 @@ class Stock:
         """Put a file's former content in force again; gives what was done. Raises TrimtabError."""
         with self._lock:
             self._pending = None
-            with self._only_one():
+            with self._only_one(self._config.stock.verify_seconds):
                 found = _TOKEN.search(text)
                 if found is None:
                     raise TrimtabError(f"the former {self._file} is not Trimtab's")
@@ -306,8 +309,9 @@ class Stock:
         return self._file.with_name(f".{self._file.name}.trimtab-{what}")
 
     @contextlib.contextmanager
-    def _only_one(self) -> Iterator[None]:
-        """Hold the file against other writers. Raises TrimtabError when there is one."""
+    def _only_one(self, patience_seconds: float = 0.0) -> Iterator[None]:
+        """Hold the file against other writers. Raises TrimtabError when there is one for longer
+        than `patience_seconds`."""
         path = self._beside("lock")
         try:
             lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -316,13 +320,16 @@ class Stock:
                 f"include_file {self._file} in [stock]: cannot write beside it: {error.strerror}"
             ) from None
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            give_up = time.monotonic() + patience_seconds
+            while not _locked(lock):
+                if time.monotonic() >= give_up:
+                    raise TrimtabError(
+                        f"another trimtab changes {self._file} at this moment; nothing has been "
+                        "changed"
+                    )
+                time.sleep(_LOCK_SECONDS)
             self._recover()
             yield
-        except BlockingIOError:
-            raise TrimtabError(
-                f"another trimtab changes {self._file} at this moment; nothing has been changed"
-            ) from None
         except OSError as error:
             raise TrimtabError(f"cannot change {self._file}: {error}") from None
         finally:
@@ -355,6 +362,14 @@ class Stock:
             os.fsync(directory)
         finally:
             os.close(directory)
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _digest(token: str) -> str:

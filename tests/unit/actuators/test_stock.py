@@ -178,13 +178,17 @@ def test_a_generation_that_nobody_serves_is_undone(running: Stocked) -> None:
 
 
 def test_two_writers_do_not_mix(running: Stocked) -> None:
-    """While one holds the file another is refused, and changes nothing."""
+    """While one holds the file another is refused, and changes nothing; a command waits for it."""
     before = running.text
     with running.file.with_name(f".{running.file.name}.trimtab-lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(TrimtabError, match="another trimtab"):
             Stock(running.config).apply(weights(1, a=1.0, b=2.0))
-    assert running.text == before
+        assert running.text == before
+        release = threading.Timer(0.1, fcntl.flock, (lock, fcntl.LOCK_UN))
+        release.start()
+        assert Stock(running.config).apply_now(weights(1, a=1.0, b=2.0)) == "applied"
+        release.join()
 
 
 def test_a_file_of_somebody_else_is_left_alone(running: Stocked) -> None:
