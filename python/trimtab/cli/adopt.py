@@ -79,7 +79,7 @@ def read(path: Path) -> Found:
         import crossplane
     except ImportError:
         raise DependencyError(
-            "reading an nginx configuration needs crossplane: pip install crossplane"
+            "reading an nginx configuration needs crossplane: pip install 'trimtab[init]'"
         ) from None
     if not path.is_file():
         raise ConfigError(f"there is no nginx configuration {path}")
