@@ -88,7 +88,9 @@ class Events:
                 self._producer = asyncio.create_task(self._produce())
             await self._feed(response)
         except (ConnectionError, TimeoutError):
-            pass
+            # One that takes nothing would not take the end of the stream either.
+            if request.transport is not None:
+                request.transport.abort()
         finally:
             self._listeners -= 1
             if self._listeners == 0 and self._producer is not None:

@@ -125,8 +125,9 @@ def _peers(
         (a for a, f in found.items() if not (f["drain"] or f["down"])),
         key=lambda a: found[a]["score"],
     )
+    ranks = {address: rank for rank, address in enumerate(order, 1)}
     for address, facts in found.items():
-        facts["rank"] = order.index(address) + 1 if address in order else None
+        facts["rank"] = ranks.get(address)
     return found
 
 

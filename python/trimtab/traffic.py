@@ -7,7 +7,9 @@ controller's thread and are read in any.
 
 import threading
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from operator import add, attrgetter
 from typing import Any, Final
 
 from trimtab.learn.reward import tardiness
@@ -32,29 +34,28 @@ _SUMS: Final = (
     "tardy",
     "in_flight_seconds",
 )
+_READ: Final = attrgetter(*_SUMS)
 
 
-class _Pair:
-    __slots__ = ("buckets", "responses", "sums", "tardiness")
+@dataclass(slots=True)
+class _Upstream:
+    """Sums of one class: by address in the order of `_SUMS` and tardiness last, and over all."""
 
-    def __init__(self) -> None:
-        self.sums = dict.fromkeys(_SUMS, 0.0)
-        self.tardiness = 0.0
-        self.responses = [0] * 5
-        self.buckets = [0] * (len(BUCKET_BOUNDS_SECONDS) + 1)
+    peers: dict[str, list[float]] = field(default_factory=dict)
+    responses: list[int] = field(default_factory=lambda: [0] * 5)
+    buckets: list[int] = field(default_factory=lambda: [0] * (len(BUCKET_BOUNDS_SECONDS) + 1))
 
-    def add(self, of: PairCounters, deadline: float | None) -> None:
-        for name in _SUMS:
-            self.sums[name] += getattr(of, name)
-        self.tardiness += tardiness(of, deadline)
-        for n, count in enumerate(of.responses):
-            self.responses[n] += count
-        for n, count in enumerate(of.buckets):
-            self.buckets[n] += count
-
-
-def _columns(rows: Iterable[list[int]]) -> list[int]:
-    return [sum(column) for column in zip(*rows, strict=True)]
+    def add(self, address: str, of: PairCounters, deadline: float | None) -> None:
+        sums = self.peers.setdefault(address, [0.0] * (len(_SUMS) + 1))
+        if not (of.requests or of.failures or of.in_flight_seconds or of.in_bytes):
+            return  # idle, as most are of many
+        now = (*_READ(of), tardiness(of, deadline))
+        self.peers[address] = list(map(add, sums, now))
+        # Rows that a source does not know are empty.
+        if len(of.responses) == len(self.responses):
+            self.responses = list(map(add, self.responses, of.responses))
+        if len(of.buckets) == len(self.buckets):
+            self.buckets = list(map(add, self.buckets, of.buckets))
 
 
 class Totals:
@@ -62,7 +63,7 @@ class Totals:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._pairs: dict[str, dict[str, _Pair]] = {}
+        self._upstreams: dict[str, _Upstream] = {}
         self._down: dict[str, bool] = {}
         self._ejections: dict[str, int] = {}
 
@@ -70,9 +71,9 @@ class Totals:
         """Add a window."""
         with self._lock:
             for name, peers in window.pairs.items():
-                held = self._pairs.setdefault(name, {})
+                held = self._upstreams.setdefault(name, _Upstream())
                 for address, counters in peers.items():
-                    held.setdefault(address, _Pair()).add(counters, deadlines.get(name))
+                    held.add(address, counters, deadlines.get(name))
             for address, server in window.addresses.items():
                 fell = server.down and not self._down.get(address, False)
                 self._down[address] = server.down
@@ -82,17 +83,19 @@ class Totals:
         """{"upstreams": {name: {"buckets": counts between `BUCKET_BOUNDS_SECONDS`, "responses":
         [1xx … 5xx], "peers": {address: {the sums of `model.PairCounters`, "tardiness"}}}},
         "ejections": {address: how often every balancer began to send it nothing}}"""
+        keys = (*_SUMS, "tardiness")
         with self._lock:
             return {
                 "upstreams": {
                     name: {
-                        "buckets": _columns(p.buckets for p in peers.values()),
-                        "responses": _columns(p.responses for p in peers.values()),
+                        "buckets": list(held.buckets),
+                        "responses": list(held.responses),
                         "peers": {
-                            a: {**p.sums, "tardiness": p.tardiness} for a, p in peers.items()
+                            address: dict(zip(keys, sums, strict=True))
+                            for address, sums in held.peers.items()
                         },
                     }
-                    for name, peers in self._pairs.items()
+                    for name, held in self._upstreams.items()
                 },
                 "ejections": dict(self._ejections),
             }

@@ -1,6 +1,7 @@
 """The control routes: token, other web sites, bounds, and what an order must look like."""
 
 import asyncio
+import contextlib
 import json
 import os
 from collections.abc import Callable
@@ -9,13 +10,15 @@ from typing import Any
 
 import aiohttp
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import operators
 import serving
 from trimtab import admin, bearer, config, events
 from trimtab.actuators.board import Board
 from trimtab.admin import Admin
-from trimtab.control import MOST_BODY_BYTES
+from trimtab.control import ACTIONS, MOST_BODY_BYTES
 from trimtab.errors import ConfigError
 from trimtab.events import digest
 from trimtab.metrics import Metrics
@@ -189,6 +192,46 @@ def test_a_body_that_is_no_json_or_too_long(parts: Parts, body: bytes, status: i
     assert parts.post("drain", data=body, headers=headers)[0] == status
 
 
+JSON = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=80),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner),
+    max_leaves=8,
+)
+FIELDS = st.fixed_dictionaries(
+    {},
+    optional={
+        "upstream": st.sampled_from(["u0", "u9"]) | JSON,
+        "peer": st.sampled_from(["10.0.0.1:80", "x"]) | JSON,
+        **dict.fromkeys(("weight", "on", "who", "why"), JSON),
+    },
+)
+
+
+def test_no_body_makes_a_fault(parts: Parts) -> None:
+    """Whatever JSON comes, the answer is an order carried out or a refusal in words."""
+    bodies: list[Any] = []
+
+    @settings(max_examples=150, deadline=None, database=None)
+    @given(st.tuples(st.sampled_from(ACTIONS), FIELDS | JSON))
+    def collect(body: Any) -> None:
+        bodies.append(body)
+
+    collect()
+
+    content = {**RIGHT, "Content-Type": "application/json"}
+
+    async def scenario(client: aiohttp.ClientSession) -> None:
+        for action, body in bodies:
+            data = json.dumps(body)
+            async with client.post(f"/control/{action}", data=data, headers=content) as answer:
+                assert answer.status in (200, 400, 404), (action, body)
+                assert set(await answer.json()) in ({"error"}, {"done", "generation"})
+
+    parts.run(scenario)
+    for given_order in parts.orders.given:
+        assert given_order[-1].isprintable()
+
+
 def test_nan_is_no_weight(parts: Parts) -> None:
     """A number that JSON allows in Python only is refused too."""
     body = b'{"upstream": "u0", "peer": "10.0.0.1:80", "weight": NaN}'
@@ -281,6 +324,35 @@ def test_listeners_are_bounded_and_let_go_at_the_end(
 
     parts.run(scenario)
     assert ended
+
+
+def test_a_listener_that_takes_nothing_is_let_go(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page that hangs fills its connection and is dropped; others go on."""
+    monkeypatch.setattr(events, "LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(events, "IDLE_FACTOR", 0.0)
+    monkeypatch.setattr(events, "SEND_SECONDS", 0.2)
+    parts.status = lambda: {"reason": "x" * 1_000_000, "journal": []}
+
+    async def scenario(client: aiohttp.ClientSession) -> None:
+        path = parts.config.policy.admin_listen.removeprefix("unix:")
+        reader, writer = await asyncio.open_unix_connection(path, limit=1024)
+        writer.write(b"GET /events HTTP/1.1\r\nHost: admin\r\n\r\n")
+        await reader.readline()
+        feeding = parts.admin._events
+        async with asyncio.timeout(serving.TIMEOUT):
+            while feeding.listeners:
+                await asyncio.sleep(0.01)
+            # What had been sent is there, then the connection's end.
+            with contextlib.suppress(ConnectionError):
+                while await reader.read(1 << 20):
+                    pass
+        writer.close()
+        async with client.get("/events") as answer:
+            assert (await answer.content.readline()).startswith(b"retry: ")
+
+    parts.run(scenario)
 
 
 def test_a_stuck_status_still_beats(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -103,6 +103,21 @@ def test_steps_begin_at_multiples_of_the_interval(now: float, expected: tuple[fl
     assert following(10.0, 1.0, now) == expected
 
 
+def test_only_a_step_that_does_not_end_is_stuck(parts: Parts) -> None:
+    """A loop whose steps fail is in trouble, and a restart would not help; one that hangs is
+    stuck."""
+    parts.controller.fails = ValueError("full disk")
+    for _ in range(20):
+        parts.clock.now += 10.0
+        parts.loop.step()
+    assert parts.loop.trouble() is not None
+    assert not parts.loop.stuck
+    parts.clock.now += 10.0 + loop_module.STUCK_SECONDS
+    assert not parts.loop.stuck
+    parts.clock.now += 0.1
+    assert parts.loop.stuck
+
+
 def test_failed_step_keeps_the_weights_and_goes_on(
     parts: Parts, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -38,6 +38,19 @@ def test_totals_add_windows_up() -> None:
     assert (upstream["buckets"][0], upstream["buckets"][-1]) == (16, 4)
 
 
+def test_rows_that_are_not_known_and_idle_peers_change_no_sum() -> None:
+    """A source without buckets leaves those of others alone; an idle peer is listed with zeros."""
+    totals = Totals()
+    totals.take(window(), {})
+    bare = PairCounters(requests=1, responses=(), buckets=(), in_flight_seconds=0.5)  # type: ignore[arg-type]
+    totals.take(Window(seconds=1.0, pairs={"u": {"a:1": bare, "c:1": PairCounters()}}), {})
+    upstream = totals.status()["upstreams"]["u"]
+    assert upstream["responses"] == [0, 10, 0, 0, 0]
+    assert sum(upstream["buckets"]) == 10
+    assert upstream["peers"]["a:1"]["requests"] == 6
+    assert set(upstream["peers"]["c:1"].values()) == {0.0}
+
+
 def test_an_ejection_is_counted_when_it_begins() -> None:
     """A server that goes down, stays so, returns and goes down again was ejected twice."""
     totals = Totals()
