@@ -1,0 +1,49 @@
+"""The command line's frame: help, exit statuses, what is imported."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trimtab.cli import COMMANDS, main
+
+HEAVY = ("torch", "sklearn", "numpy", "grpc", "requests", "jinja2", "aiohttp")
+
+
+def test_help_imports_nothing_heavy() -> None:
+    """`trimtab --help` answers without importing a single third-party package."""
+    code = (
+        "import sys\nfrom trimtab.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit as e:\n    assert e.code == 0\n"
+        f"print([m for m in {HEAVY!r} if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each command that --help lists exists and explains itself."""
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    assert f"usage: trimtab {command}" in capsys.readouterr().out
+
+
+def test_an_error_is_one_line_and_status_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A configuration error is one line on stderr, without a traceback."""
+    assert main(["check-config", str(tmp_path / "absent.toml")]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert captured.err.startswith("trimtab: ")
+
+
+def test_check_config_accepts_the_demo(capsys: pytest.CaptureFixture[str]) -> None:
+    """The configuration that ships is valid."""
+    demo = Path(__file__).parents[2] / "conf-templates" / "demo.toml"
+    assert main(["check-config", str(demo)]) == 0
+    assert "3 upstreams, 3 servers" in capsys.readouterr().out
