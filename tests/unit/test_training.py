@@ -6,13 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from trimtab import config, training
+from trimtab import config
 from trimtab.bench.scenario import find
 from trimtab.cli import main
 from trimtab.demo.scenario import Scenario, parse
 from trimtab.errors import ConfigError
 from trimtab.learn import trained
 from trimtab.policy import Learned
+from trimtab.training import setting
+from trimtab.training.course import Stage, Training
 
 SMALL = """
 duration_seconds = 60
@@ -64,10 +66,10 @@ def scenario() -> Scenario:
     return parse(SMALL, "small.toml")
 
 
-def plan(scenario: Scenario, output: Path, seeds: int = 2, **given) -> training.Training:
+def plan(scenario: Scenario, output: Path, seeds: int = 2, **given) -> Training:
     """A training of seconds."""
-    made = training.configuration(scenario, config.parse(CONFIG))
-    return training.Training(
+    made = setting.configuration(scenario, config.parse(CONFIG))
+    return Training(
         scenario, made, output, seconds=60.0, seeds=seeds, **{"evaluations": 12, **given}
     )
 
@@ -78,7 +80,7 @@ def test_trained_file_is_what_the_server_starts_from(scenario: Scenario, tmp_pat
     output = tmp_path / "t.json"
     work = plan(scenario, output)
     work.run()
-    made = training.configuration(scenario, config.parse(CONFIG))
+    made = setting.configuration(scenario, config.parse(CONFIG))
     policy = Learned(made, trained.load(output, made))
     values = policy.status()["values"]
     assert policy.fitted
@@ -94,7 +96,7 @@ def test_interrupted_training_goes_on_to_the_same_result(
     whole, cut = plan(scenario, tmp_path / "whole.json"), plan(scenario, tmp_path / "cut.json")
     whole.run()
 
-    def interrupt(stage: training.Stage) -> None:
+    def interrupt(stage: Stage) -> None:
         if stage.label == "episode 2":
             raise KeyboardInterrupt
 
@@ -124,20 +126,20 @@ def test_going_on_with_another_plan_is_refused(scenario: Scenario, tmp_path: Pat
 
 def test_configuration_maps_upstreams_and_servers_in_order(scenario: Scenario) -> None:
     """Names differ from the scenario's: the order counts, and what is given stands."""
-    made = training.configuration(scenario, config.parse(CONFIG))
+    made = setting.configuration(scenario, config.parse(CONFIG))
     assert [u.name for u in made.upstreams] == ["one", "two"]
     assert [u.deadline_seconds for u in made.upstreams] == [0.12, 0.3]
     same = replace(
         scenario, classes=tuple(replace(c, name=n) for c, n in zip(
             reversed(scenario.classes), ("one", "two"), strict=True))
     )  # fmt: skip
-    assert training.configuration(same, config.parse(CONFIG)).upstreams[0].deadline_seconds == 0.6
+    assert setting.configuration(same, config.parse(CONFIG)).upstreams[0].deadline_seconds == 0.6
 
 
 def test_configuration_of_another_size_is_refused() -> None:
     """A configuration with other servers than the scenario's cannot be trained for by it."""
     with pytest.raises(ConfigError, match="2 upstreams and 2 servers, the scenario twelve"):
-        training.configuration(find("twelve"), config.parse(CONFIG))
+        setting.configuration(find("twelve"), config.parse(CONFIG))
 
 
 def test_command_writes_the_file_and_tells(

@@ -23,7 +23,7 @@ from trimtab.sources.collected import NOT_2XX_3XX, Reading, read_lines
 from trimtab.terminal import table
 from trimtab.window import Meter, accumulate
 
-__all__ = ["add_arguments", "observations", "run"]
+__all__ = ["WINDOW_SECONDS", "add_arguments", "observations", "run", "windows_of"]
 
 FORMAT: Final = 1
 
@@ -115,7 +115,7 @@ def _snapshot(reading: Reading, clock_seconds: float) -> Snapshot:
     )
 
 
-def _windows(readings: Iterable[Reading], seconds: float) -> Iterator[Window]:
+def windows_of(readings: Iterable[Reading], seconds: float) -> Iterator[Window]:
     """Windows of at least `seconds`; a gap or a clock that went back begins anew."""
     meter, collected = Meter(), list[Window]()
     last = 0.0
@@ -135,7 +135,7 @@ def _windows(readings: Iterable[Reading], seconds: float) -> Iterator[Window]:
 
 def observations(readings: Iterable[Reading], seconds: float) -> list[Features]:
     """The features of each window of a file with traffic in it, all with the same names."""
-    windows = [w for w in _windows(readings, seconds) if w.requests]
+    windows = [w for w in windows_of(readings, seconds) if w.requests]
     names = sorted({name for w in windows for name in w.pairs})
     addresses = sorted({a for w in windows for peers in w.pairs.values() for a in peers})
     return [features(w, names, addresses) for w in windows]

@@ -1,14 +1,22 @@
 """`trimtab train`: search weights and learn in the simulator, and write what the server loads."""
 
 import argparse
+import json
 from pathlib import Path
 from typing import Final
 
-from trimtab import config, training
+from trimtab import config
 from trimtab.bench import scenario
+from trimtab.cli.states import WINDOW_SECONDS, windows_of
+from trimtab.config import Config
+from trimtab.demo.scenario import Scenario
 from trimtab.errors import ConfigError
+from trimtab.sources.collected import read_lines
 from trimtab.terminal import Progress, table
+from trimtab.training.course import NEUTRAL_NAME, Training
+from trimtab.training.setting import addresses_of, configuration, fitted
 from trimtab.twin.compiled import AVAILABLE
+from trimtab.twin.fit import Fit, from_status, from_windows
 
 __all__ = ["add_arguments", "run"]
 
@@ -24,13 +32,18 @@ DEFAULT_OUTPUT: Final = "var/trained.json"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument(
-        "--scenario", default=DEFAULT_SCENARIO, metavar="NAME|FILE",
+        "--scenario", metavar="NAME|FILE",
         help=f"servers, classes and load (default {DEFAULT_SCENARIO}; a file ends in .toml)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--from", dest="statistics", metavar="FILE",
+        help="fit servers and load to live statistics instead: the policy server's /status.json, "
+        "or what `trimtab collect` wrote (with --config, for the slots)",
     )  # fmt: skip
     parser.add_argument(
         "--config", metavar="FILE",
         help="the upstreams and peers to train for, in the scenario's order; without it the "
-        "servers are called 127.0.0.1:9001 and up",
+        "servers are those of --from, or called 127.0.0.1:9001 and up",
     )  # fmt: skip
     parser.add_argument(
         "--seconds", type=float, default=DEFAULT_SECONDS, metavar="S",
@@ -61,14 +74,15 @@ def run(arguments: argparse.Namespace) -> int:
         value = getattr(arguments, name)
         if not least <= value <= most:
             raise ConfigError(f"--{name} is {value:g}; it must be from {least:g} to {most:g}")
-    chosen = scenario.find(arguments.scenario)
-    given = config.load(arguments.config) if arguments.config else None
+    if arguments.scenario and arguments.statistics:
+        raise ConfigError("--scenario and --from are both given; give one of them")
+    chosen, made = _setting(arguments)
     output = Path(arguments.output)
     if output.is_dir():
         raise ConfigError(f"--output {output} is a directory; name a file")
-    work = training.Training(
+    work = Training(
         chosen,
-        training.configuration(chosen, given),
+        made,
         output,
         seconds=arguments.seconds,
         seeds=arguments.seeds,
@@ -91,7 +105,39 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _kept(work: training.Training, output: Path, seeds: int) -> str:
+def _setting(arguments: argparse.Namespace) -> tuple[Scenario, Config]:
+    """What to train on, and for."""
+    given = config.load(arguments.config) if arguments.config else None
+    if not arguments.statistics:
+        chosen = scenario.find(arguments.scenario or DEFAULT_SCENARIO)
+        return chosen, configuration(chosen, given)
+    fit = _fit(arguments.statistics, given)
+    addresses = tuple(addresses_of(given) if given else fit.rates)
+    chosen = fitted(fit, addresses, Path(arguments.statistics).name)
+    return chosen, configuration(chosen, given, addresses)
+
+
+def _fit(path: str, given: Config | None) -> Fit:
+    """The servers and the load of a statistics file."""
+    try:
+        status = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError):
+        status = None  # a collector's file has more than one line, each its own JSON
+    if isinstance(status, dict) and "estimates" in status:
+        return from_status(status, path)
+    if given is None:
+        raise ConfigError(
+            f"{path} is not the status of a policy server; for a collector's file give --config, "
+            "which says the slots and the deadlines"
+        )
+    slots = {p.address: p.slots for u in given.upstreams for p in u.peers}
+    deadlines = {u.name: u.deadline_seconds for u in given.upstreams}
+    return from_windows(windows_of(read_lines(path), WINDOW_SECONDS), slots, deadlines, path)
+
+
+def _kept(work: Training, output: Path, seeds: int) -> str:
     if not output.exists():
         return "interrupted: nothing is done yet"
     return (
@@ -100,9 +146,9 @@ def _kept(work: training.Training, output: Path, seeds: int) -> str:
     )
 
 
-def _report(work: training.Training, output: Path) -> str:
+def _report(work: Training, output: Path) -> str:
     art = work.art_per_1000
-    base = art[training.NEUTRAL_NAME]
+    base = art[NEUTRAL_NAME]
     rows = [
         [name, f"{value:.2f}", f"{value / base:.2f}" if base else "-"]
         for name, value in art.items()

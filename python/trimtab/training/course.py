@@ -20,9 +20,9 @@ from typing import Any, Final
 import numpy as np
 
 from trimtab.bench.scenario import schedule, simulator_input
-from trimtab.config import Config, Learning, Peer, Upstream
+from trimtab.config import Config
 from trimtab.controller import Controller
-from trimtab.demo.scenario import Load, Scenario
+from trimtab.demo.scenario import Scenario
 from trimtab.errors import ConfigError, DependencyError, StateError
 from trimtab.estimate import Estimates
 from trimtab.guard import Guard
@@ -31,20 +31,19 @@ from trimtab.learn.actions import NEUTRAL, PROFILES, Profile, searched
 from trimtab.model import Weights
 from trimtab.policy import Learned, Neutral, proposal
 from trimtab.store import Store
+from trimtab.training.setting import addresses_of, classes_of, loaded, upstreams_of
 from trimtab.twin.search import by_name, ideal_weights, search
 from trimtab.twin.world import World
 
-__all__ = ["Stage", "Training", "configuration", "upstreams_of"]
+__all__ = ["NEUTRAL_NAME", "Stage", "Training"]
 
-FIRST_PORT: Final = 9001
+NEUTRAL_NAME: Final = PROFILES[NEUTRAL].name
 
 # In training, trying is free: most decisions explore.
 EXPLORATION_RATIO: Final = 0.75
 
-# The load of an episode over the scenario's: from a quiet hour to a busy one; never beyond what the
-# servers can carry, where every choice is a bad one.
+# The load of an episode over the scenario's: from a quiet hour to a busy one.
 LOAD_FACTORS: Final = (0.7, 1.1)
-MOST_LOAD: Final = 0.95
 
 # Requests of the search: enough that a run's ART says more of the weights than of its luck, few
 # enough for a hundred candidates in a minute.
@@ -64,69 +63,6 @@ class Stage:
     label: str
     done_seconds: float
     note: str = ""
-
-
-def configuration(scenario: Scenario, given: Config | None = None) -> Config:
-    """The configuration to train for.
-
-    Without one, the scenario's servers are 127.0.0.1:9001 and up and its classes are the upstreams.
-    With one, upstreams are matched to the classes by name, else by their order, and the servers by
-    the order in which their addresses first appear; what it leaves open (deadlines) is the
-    scenario's. Raises ConfigError when they cannot be matched.
-    """
-    if given is None:
-        peers = tuple(
-            Peer(address=f"127.0.0.1:{FIRST_PORT + i}", slots=s.slots)
-            for i, s in enumerate(scenario.servers)
-        )
-        return Config(
-            learning=Learning(),
-            upstreams=tuple(
-                Upstream(
-                    name=c.name,
-                    location=c.path,
-                    priority=c.priority,
-                    deadline_seconds=c.deadline_seconds,
-                    peers=peers,
-                )
-                for c in scenario.classes
-            ),
-            path=f"scenario {scenario.name}",
-        )
-    addresses = _addresses(given)
-    if len(addresses) != len(scenario.servers) or len(given.upstreams) != len(scenario.classes):
-        raise ConfigError(
-            f"{given.path} has {len(given.upstreams)} upstreams and {len(addresses)} servers, the "
-            f"scenario {scenario.name} {len(scenario.classes)} classes and "
-            f"{len(scenario.servers)} servers; write a scenario of your servers, see "
-            "docs/emulator.md"
-        )
-    classes = dict(zip([u.name for u in given.upstreams], _classes(scenario, given), strict=True))
-    return replace(
-        given,
-        upstreams=tuple(
-            replace(u, deadline_seconds=u.deadline_seconds or classes[u.name].deadline_seconds)
-            for u in given.upstreams
-        ),
-    )
-
-
-def _addresses(config: Config) -> list[str]:
-    return list(dict.fromkeys(p.address for u in config.upstreams for p in u.peers))
-
-
-def _classes(scenario: Scenario, config: Config) -> list[Any]:
-    """The classes of the scenario in the order of the upstreams."""
-    by_their_name = {c.name: c for c in scenario.classes}
-    names = [u.name for u in config.upstreams]
-    if set(names) == set(by_their_name):
-        return [by_their_name[n] for n in names]
-    return list(scenario.classes)
-
-
-def upstreams_of(config: Config) -> dict[str, list[str]]:
-    """Upstream -> addresses, as the trained file says them."""
-    return {u.name: [p.address for p in u.peers] for u in config.upstreams}
 
 
 class _Fixed(Neutral):
@@ -181,10 +117,10 @@ class Training:
         self._config = replace(
             config, learning=replace(config.learning, exploration_ratio=EXPLORATION_RATIO)
         )
-        order = [c.name for c in _classes(scenario, config)]
+        order = [c.name for c in classes_of(scenario, config)]
         self._upstreams = [config.upstreams[order.index(c.name)].name for c in scenario.classes]
         self._given = upstreams_of(config)
-        self._addresses = _addresses(config)
+        self._addresses = addresses_of(config)
         self._output, self._seconds, self._seeds = output, seconds, seeds
         self._evaluations = evaluations
         self._told: Callable[[Stage], None] = lambda _stage: None
@@ -303,7 +239,7 @@ class Training:
     # The stages
 
     def _world(self, seed: int, seconds: float, factor: float = 1.0, delay: float = 0.0) -> World:
-        scenario = _loaded(self._scenario, factor)
+        scenario = loaded(self._scenario, factor)
         drawn = schedule(scenario, seed, seconds)
         servers, requests, changes = simulator_input(scenario, drawn)
         return World(
@@ -409,22 +345,3 @@ class Training:
         requests, tardiness = world.totals()
         self._progress.requests += requests
         return 1000 * tardiness / max(requests, 1)
-
-
-def _loaded(scenario: Scenario, factor: float) -> Scenario:
-    """The scenario at so much of its load, but not beyond what its servers carry."""
-    if factor == 1.0:
-        return scenario
-    capacity = scenario.capacity_per_second
-    rate = scenario.requests_per_second
-    wanted = max(min(rate * factor, MOST_LOAD * capacity), min(rate, rate * factor))
-    load: Load = replace(scenario.load, fraction=None, requests_per_second=wanted)
-    shares = scenario.shares
-    classes = tuple(
-        replace(c, share=float(share), requests_per_second=None)
-        for c, share in zip(scenario.classes, shares, strict=True)
-    )
-    return replace(scenario, load=load, classes=classes)
-
-
-NEUTRAL_NAME: Final = PROFILES[NEUTRAL].name

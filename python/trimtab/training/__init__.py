@@ -1,0 +1,1 @@
+"""Training in the digital twin, by the production controller."""
