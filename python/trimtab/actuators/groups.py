@@ -4,7 +4,6 @@ Pure: a configuration and weights in, plain data out. Writing is `nginx_conf`'s.
 """
 
 import math
-from collections.abc import Mapping
 from typing import Any, Final
 
 from trimtab.actuators.integer_weights import integer_weights
@@ -12,7 +11,14 @@ from trimtab.actuators.square_root import square_root_shares
 from trimtab.config import Config, Upstream
 from trimtab.model import Weights
 
-__all__ = ["BALANCERS", "SHARED_GROUP", "group", "shared_servers", "stock_groups"]
+__all__ = [
+    "BALANCERS",
+    "SHARED_GROUP",
+    "group",
+    "shared_servers",
+    "static_groups",
+    "stock_groups",
+]
 
 BALANCERS: Final = ("trimtab", "round_robin", "least_conn", "random_two", "least_time")
 
@@ -120,10 +126,3 @@ def shared_servers(config: Config) -> list[dict[str, Any]]:
         for server in _servers(upstream, None):
             servers.setdefault(server["address"], server)
     return list(servers.values())
-
-
-def weights_of(groups: list[dict[str, Any]]) -> Mapping[str, Mapping[str, tuple[int, bool]]]:
-    """Weight and whether it is down, by group and address."""
-    return {
-        g["name"]: {s["address"]: (s["weight"], s["down"]) for s in g["servers"]} for g in groups
-    }
