@@ -15,9 +15,11 @@ import asyncio
 import json
 import logging
 import math
+import re
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -25,7 +27,7 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from trimtab import dashboard
-from trimtab.config import Config
+from trimtab.config import Config, split_address
 from trimtab.control import MOST_BODY_BYTES, Control, Operator
 from trimtab.errors import ConfigError, TrimtabError
 from trimtab.events import Events
@@ -71,6 +73,7 @@ class Admin:
         control: Control,
     ) -> None:
         self._listen = config.policy.admin_listen
+        self._loopback = _is_loopback(self._listen)
         self._status = status
         self._trouble = trouble
         self._metrics = metrics
@@ -125,6 +128,12 @@ class Admin:
     @web.middleware
     async def _bounded(self, request: web.Request, handler: Any) -> web.StreamResponse:
         response: web.StreamResponse
+        if self._loopback and not _literal(request.host):
+            return _text(
+                403,
+                f"the host {request.host[:255]!r} is neither an address nor localhost: open the "
+                "page by its address, or let the proxy in front send that as Host",
+            )
         if request.path == "/events":
             response = await handler(request)
             return response
@@ -204,6 +213,26 @@ class Admin:
         # A thread of the common pool: ours may be the stuck one.
         body = await asyncio.to_thread(self._metrics.text, status)
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+def _is_loopback(listen: str) -> bool:
+    host = split_address(listen)[0].strip("[]")
+    address = _address(host)
+    return host == "localhost" or (address is not None and address.is_loopback)
+
+
+def _literal(host: str) -> bool:
+    """Whether a Host header is an address or localhost. A web site whose name is made to point at
+    the visitor's own machine (DNS rebinding) has its name there, and must read nothing."""
+    name = host.rpartition(":")[0] if re.search(r":[0-9]*\Z", host) else host
+    return name.lower() == "localhost" or _address(name.strip("[]")) is not None
+
+
+def _address(text: str) -> IPv4Address | IPv6Address | None:
+    try:
+        return ip_address(text)
+    except ValueError:
+        return None
 
 
 def _json(value: Any) -> str:

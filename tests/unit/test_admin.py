@@ -1,6 +1,7 @@
 """The admin endpoint: health, status and metrics, bounded, and changing nothing."""
 
 import asyncio
+import socket
 import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -161,6 +162,44 @@ def test_nothing_can_be_changed(parts: Parts, method: str, path: str) -> None:
             assert answer.status == 405
 
     parts.run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1:18291", 200),
+        ("localhost:18291", 200),
+        ("LOCALHOST", 200),
+        ("[::1]:18291", 200),
+        ("[::1]", 200),
+        ("127.0.0.1", 200),
+        ("rebound.example:18291", 403),
+        ("rebound.example", 403),
+        ("127.0.0.1.rebound.example", 403),
+    ],
+)
+def test_a_name_that_was_made_to_point_here_reads_nothing(
+    tmp_path: Path, host: str, status: int
+) -> None:
+    """On a loopback address only addresses and localhost are answered, also for events."""
+    parts = Parts(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    parts.config = serving.configuration(admin_listen=f"127.0.0.1:{port}")
+    control = operators.control(parts.config, parts.metrics, parts.orders)
+    endpoint = Admin(parts.config, parts.status, lambda: None, parts.metrics, parts.orders, control)
+
+    async def ask() -> None:
+        await endpoint.start()
+        try:
+            async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as client:
+                for path in ("/status.json", "/events"):
+                    async with client.get(path, headers={"Host": host}) as answer:
+                        assert answer.status == status
+        finally:
+            await endpoint.stop()
+
+    asyncio.run(ask())
 
 
 def test_unknown_path_is_not_found(parts: Parts) -> None:
