@@ -180,6 +180,8 @@ local function worker_tables(map)
                 id = tonumber(owner.id),
                 generation = tonumber(owner.generation),
                 row = i,
+                waiting = tonumber(mapping.row(map, i).room.waiting),
+                port = tonumber(owner.port),
                 leader = map.head.leader == pid,
             }
         end
@@ -206,7 +208,9 @@ end
 --     expires_in_seconds = 9.2,       -- absent when static
 --     policy_server = "ok" | "unknown" | "failing",   -- the last exchange
 --   },
---   workers = { { pid =, id =, generation =, row =, leader = bool } },
+--   workers = { { pid =, id =, generation =, row =, leader = bool,
+--                 waiting =,              -- requests held in it
+--                 port = } },             -- where it is woken; 0: nowhere
 --   connections = { active =, reading =, writing =, waiting = } or absent,
 --   upstreams = { {
 --     upstream = "compose_backend",
