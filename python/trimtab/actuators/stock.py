@@ -14,19 +14,23 @@ weights wait, and `tick` applies the latest of them.
 """
 
 import contextlib
-import fcntl
 import logging
-import os
-import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from trimtab.actuators.governor import Governor
 from trimtab.actuators.nginx_conf import render_upstreams
 from trimtab.actuators.nginx_service import NginxService
+from trimtab.actuators.upstream_file import (
+    UpstreamFile,
+    digest,
+    generation_of,
+    shares,
+    skeleton,
+    token_of,
+)
 from trimtab.config import Config
 from trimtab.errors import TrimtabError
 from trimtab.model import Weights
@@ -40,14 +44,7 @@ STEPS: Final = (
     "written", "checked", "kept", "swapped", "tested", "reloaded", "verified", "done",
 )  # fmt: skip
 
-_TOKEN: Final = re.compile(r'return 200 "trimtab (([0-9]+)-([0-9]+)-([0-9a-f]{16}))\\n";')
-_UPSTREAM: Final = re.compile(r"^upstream (\S+) \{$(.*?)^\}$", re.MULTILINE | re.DOTALL)
-_SERVER: Final = re.compile(r"^ +server (\S+) weight=([0-9]+)[^;]*?( down)?;$", re.MULTILINE)
-
-# How often to look whether another writer is done; a change takes half a second or more.
-_LOCK_SECONDS: Final = 0.02
-
-# Since a file's age is not known better than this after a restart.
+# Reloads longer ago do not count.
 _HOUR_SECONDS: Final = 3600.0
 
 
@@ -72,7 +69,7 @@ class Stock:
         step: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._config = config
-        self._file = config.stock.include_file.absolute()
+        self._file = UpstreamFile(config.stock.include_file.absolute())
         self._service = service or NginxService(config)
         self._step = step
         self._lock = threading.Lock()
@@ -82,11 +79,10 @@ class Stock:
         )
         self._generation = 0
         with contextlib.suppress(TrimtabError):
-            if found := _TOKEN.search(self._file_text() or ""):
-                self._generation = int(found[3])
+            self._generation = generation_of(self._file.text())
         with contextlib.suppress(OSError):
             # A restart of ours is no reason for a reload more.
-            age = wall() - self._file.stat().st_mtime
+            age = wall() - self._file.path.stat().st_mtime
             if 0 <= age < _HOUR_SECONDS:
                 self._governor.spend(age)
 
@@ -118,10 +114,10 @@ class Stock:
             self._pending = None
             with self._only_one(self._config.stock.verify_seconds):
                 _, token = render_upstreams(self._config, weights)
-                found = _TOKEN.search(self._file_text() or "")
+                before = token_of(self._file.text())
                 done = "unchanged"
                 # What is in the comments needs no reload.
-                if not (found and found[4] == _digest(token) and self._serves(found[1])):
+                if not (before and digest(before) == digest(token) and self._serves(before)):
                     done = self._put(weights)
                 self._generation = weights.generation if weights else 0
                 return done
@@ -131,16 +127,16 @@ class Stock:
         with self._lock:
             self._pending = None
             with self._only_one(self._config.stock.verify_seconds):
-                found = _TOKEN.search(text)
-                if found is None:
-                    raise TrimtabError(f"the former {self._file} is not Trimtab's")
-                if self._file_text() == text and self._serves(found[1]):
+                token = token_of(text)
+                if token is None:
+                    raise TrimtabError(f"the former {self._file.path} is not Trimtab's")
+                if self._file.text() == text and self._serves(token):
                     return "unchanged"
-                return self._replace(text, found[1], alone=None)
+                return self._replace(text, token, alone=None)
 
     def text(self) -> str | None:
         """What the upstream file holds now; None when there is none. Raises TrimtabError."""
-        return self._file_text()
+        return self._file.text()
 
     @property
     def generation(self) -> int:
@@ -152,7 +148,7 @@ class Stock:
         "next_reload_seconds"}."""
         pending = self._pending
         return {
-            "file": str(self._file),
+            "file": str(self._file.path),
             "generation": self.generation,
             "pending_generation": pending.generation if pending else None,
             "reloads": self._governor.count,
@@ -176,16 +172,16 @@ class Stock:
     def _material(self, weights: Weights) -> bool:
         """Whether `weights` are worth a reload."""
         text, token = render_upstreams(self._config, weights)
-        before = self._file_text()
-        found = _TOKEN.search(before or "")
-        if before is None or found is None or _skeleton(before) != _skeleton(text):
+        before = self._file.text()
+        old = token_of(before)
+        if before is None or old is None or skeleton(before) != skeleton(text):
             return True
-        if not self._serves(found[1]):
+        if not self._serves(old):
             return True
-        if _digest(token) == found[4]:
+        if digest(token) == digest(old):
             return False
         limit = 1 + self._config.stock.material_ratio
-        was, now = _shares(before), _shares(text)
+        was, now = shares(before), shares(text)
         if was.keys() != now.keys():
             return True
         for key, share in now.items():
@@ -203,13 +199,12 @@ class Stock:
             return not self._service.running()
         return served == token
 
-    def _file_text(self) -> str | None:
-        try:
-            return self._file.read_text(encoding="utf-8")
-        except FileNotFoundError:
-            return None
-        except (OSError, UnicodeDecodeError) as error:
-            raise TrimtabError(f"include_file {self._file} cannot be read: {error}") from None
+    @contextlib.contextmanager
+    def _only_one(self, patience_seconds: float = 0.0) -> Iterator[None]:
+        """Hold the file, in good order."""
+        with self._file.held(patience_seconds):
+            self._recover()
+            yield
 
     # The change
 
@@ -222,26 +217,24 @@ class Stock:
         """Change the file to `text`; `alone` is what of it can be checked by itself."""
         # Also one that fails: what nginx refuses is not tried again at once.
         self._governor.spend()
-        old = self._file_text()
-        if old is not None and _TOKEN.search(old) is None:
+        old = self._file.text()
+        if old is not None and token_of(old) is None:
             raise TrimtabError(
-                f"include_file {self._file} was not written by Trimtab and is left alone; move it "
-                "away, or set another include_file in [stock]"
+                f"include_file {self._file.path} was not written by Trimtab and is left alone; "
+                "move it away, or set another include_file in [stock]"
             )
-        new = self._beside("new")
-        self._write(new, text)
+        self._file.write_beside(text)
         self._step("written")
         if alone is not None:
             try:
                 self._service.check_alone(alone)
             except TrimtabError as error:
-                new.unlink(missing_ok=True)
+                self._file.forget_beside()
                 raise TrimtabError(f"{error}\n  nothing has changed") from None
         self._step("checked")
-        self._keep()
+        self._file.keep()
         self._step("kept")
-        new.replace(self._file)
-        self._sync()
+        self._file.swap()
         self._step("swapped")
         reloaded = False
         try:
@@ -261,132 +254,41 @@ class Stock:
             if isinstance(error, TrimtabError):
                 raise TrimtabError(f"{error}\n  {told}") from None
             raise
-        self._beside("old").unlink(missing_ok=True)
-        self._sync()
+        self._file.forget_old()
         self._step("done")
-        _log.info("%s: %s", self._file, f"generation {token} {done}")
+        _log.info("%s: generation %s %s", self._file.path, token, done)
         return done
 
     def _undo(self, old: str | None, reloaded: bool) -> str:
         """Bring the old file back; gives what came of it."""
-        if old is None:
-            self._file.unlink(missing_ok=True)
-            self._sync()
-            return f"{self._file} has been removed again"
-        self._beside("old").replace(self._file)
-        self._sync()
+        path = self._file.path
+        if old is not None and not self._file.interrupted:
+            # Somebody has removed what lay beside; without the file nginx could not start.
+            self._file.write_beside(old)
+            self._file.swap()
+        elif not self._file.bring_back():
+            return f"{path} has been removed again"
         if not reloaded:
-            return f"the old {self._file} is back; nginx was not reloaded"
+            return f"the old {path} is back; nginx was not reloaded"
         try:
             self._service.reload()
-            if found := _TOKEN.search(old):
-                self._service.wait(found[1])
+            if token := token_of(old):
+                self._service.wait(token)
         except TrimtabError as error:
-            _log.warning("after restoring %s: %s", self._file, error)
-            return f"the old {self._file} is back, but nginx did not take it: see the log"
-        return f"the old {self._file} is back and in force"
+            _log.warning("after restoring %s: %s", path, error)
+            return f"the old {path} is back, but nginx did not take it: see the log"
+        return f"the old {path} is back and in force"
 
     def _recover(self) -> None:
         """Finish or undo what a writer that was killed had begun."""
-        self._beside("new").unlink(missing_ok=True)
-        old = self._beside("old")
-        if not old.exists():
+        self._file.forget_beside()
+        if not self._file.interrupted:
             return
         try:
             self._service.check()
         except TrimtabError as error:
             _log.warning("a change was interrupted, and %s; the old file is put back", error)
-            old.replace(self._file)
+            self._file.bring_back()
         else:
             # Whether it is served is seen next.
-            old.unlink()
-        self._sync()
-
-    # Files
-
-    def _beside(self, what: str) -> Path:
-        # Hidden: `include directory/*` leaves it out.
-        return self._file.with_name(f".{self._file.name}.trimtab-{what}")
-
-    @contextlib.contextmanager
-    def _only_one(self, patience_seconds: float = 0.0) -> Iterator[None]:
-        """Hold the file against other writers. Raises TrimtabError when there is one for longer
-        than `patience_seconds`."""
-        path = self._beside("lock")
-        try:
-            lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise TrimtabError(
-                f"include_file {self._file} in [stock]: cannot write beside it: {error.strerror}"
-            ) from None
-        try:
-            give_up = time.monotonic() + patience_seconds
-            while not _locked(lock):
-                if time.monotonic() >= give_up:
-                    raise TrimtabError(
-                        f"another trimtab changes {self._file} at this moment; nothing has been "
-                        "changed"
-                    )
-                time.sleep(_LOCK_SECONDS)
-            self._recover()
-            yield
-        except OSError as error:
-            raise TrimtabError(f"cannot change {self._file}: {error}") from None
-        finally:
-            os.close(lock)
-
-    def _write(self, path: Path, text: str) -> None:
-        mode = 0o644
-        with contextlib.suppress(FileNotFoundError):
-            mode = self._file.stat().st_mode & 0o777
-        with path.open("w", encoding="utf-8", newline="\n") as file:
-            os.fchmod(file.fileno(), mode)
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-
-    def _keep(self) -> None:
-        """The present file under a second name, which survives the swap."""
-        if not self._file.exists():
-            return
-        try:
-            os.link(self._file, self._beside("old"))
-        except OSError:
-            # Some file systems have no links, and some kernels none to files of others.
-            self._write(self._beside("old"), self._file.read_text(encoding="utf-8"))
-        self._sync()
-
-    def _sync(self) -> None:
-        directory = os.open(self._file.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-
-
-def _locked(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _digest(token: str) -> str:
-    return token.rpartition("-")[2]
-
-
-def _skeleton(text: str) -> str:
-    """A file without what changes between generations."""
-    plain = _TOKEN.sub("", re.sub(r"^#.*\n", "", text, flags=re.MULTILINE))
-    return re.sub(r" weight=[0-9]+| down;", "", plain).replace(";", "")
-
-
-def _shares(text: str) -> Mapping[tuple[str, str], float]:
-    """The share of each server in its group by upstream and address; 0 when it is down."""
-    shares: dict[tuple[str, str], float] = {}
-    for name, block in _UPSTREAM.findall(text):
-        servers = [(address, 0 if down else int(n)) for address, n, down in _SERVER.findall(block)]
-        total = sum(n for _, n in servers) or 1
-        shares.update({(name, address): n / total for address, n in servers})
-    return shares
+            self._file.forget_old()
