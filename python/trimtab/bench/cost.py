@@ -2,6 +2,8 @@
 
 wrk keeps nginx busy, which passes every request to a second nginx that answers at once. The
 variants take turns, so that a machine that slows down slows all alike; ratios are paired by round.
+Where the kernel counts instructions (`perf stat`), they are there too: unlike time they hardly
+depend on what else the machine does.
 """
 
 import re
@@ -15,14 +17,14 @@ from typing import Any, Final
 from trimtab.actuators.nginx_binary import find, machine
 from trimtab.actuators.nginx_process import NginxProcess
 from trimtab.bench.balancers.base import Site, cpu_seconds
+from trimtab.bench.instructions import Counter
 from trimtab.bench.stage import free_ports, listens
 from trimtab.bench.statistics import Ratio, median, paired_ratio
 from trimtab.children import Child
 from trimtab.demo.scenario import parse
 from trimtab.errors import DependencyError, TrimtabError
-from trimtab.terminal import table
 
-__all__ = ["BASE", "CASES", "VARIANTS", "Cost", "Measured", "measure", "table_of", "total_seconds"]
+__all__ = ["BASE", "CASES", "VARIANTS", "Cost", "Measured", "measure", "total_seconds"]
 
 # Starting and stopping nginx, and warming it up.
 OVERHEAD_SECONDS: Final = 1.5
@@ -50,7 +52,8 @@ VARIANTS: Final[dict[str, dict[str, Any]]] = {
     "least_conn": {"balancer": "least_conn", "observe": False},
     "round robin": {"balancer": "round_robin", "observe": False},
     "random two": {"balancer": "random_two", "observe": False},
-    "the hook, counting only": {"balancer": "least_conn"},
+    "hook, counting only": {"balancer": "least_conn"},
+    "Trimtab, not holding": {"balancer": "trimtab", "hold": "off"},
     "Trimtab": {"balancer": "trimtab"},
 }
 BASE: Final = "least_conn"
@@ -87,6 +90,7 @@ class Measured:
     cpu_seconds_per_request: float
     requests_per_second: float
     errors: int
+    instructions_per_request: float | None = None  # None: not counted
 
 
 @dataclass(slots=True)
@@ -107,6 +111,20 @@ class Cost:
         ratio = paired_ratio(cpu, {n: m.cpu_seconds_per_request for n, m in base.items()})
         rates = {n: m.requests_per_second for n, m in own.items()}
         return median(cpu), ratio, median(rates), sum(m.errors for m in own.values())
+
+    def instructions(self, case: str, variant: str) -> tuple[float, Ratio | None] | None:
+        """Median instructions a request and their ratio to the base's; None when not counted."""
+
+        def counted(name: str) -> dict[int, float]:
+            rounds = self.rounds[case].get(name, {}).items()
+            return {
+                n: m.instructions_per_request
+                for n, m in rounds
+                if m.instructions_per_request is not None
+            }
+
+        own = counted(variant)
+        return (median(own), paired_ratio(own, counted(BASE))) if own else None
 
 
 def _needs() -> None:
@@ -137,9 +155,9 @@ def _backend(directory: Path, addresses: tuple[str, ...], size: int) -> Child:
     return child
 
 
-def _wrk(url: str, seconds: float) -> tuple[int, float, int]:
-    """Requests, requests per second, and errors of one run of wrk."""
-    command = ["wrk", "-t1", f"-c{_CONNECTIONS}", f"-d{max(1, round(seconds))}s", url]
+def _wrk(url: str, seconds: float, prefix: tuple[str, ...] = ()) -> tuple[int, float, int]:
+    """Requests, requests per second, and errors of one run of wrk, started by `prefix`."""
+    command = [*prefix, "wrk", "-t1", f"-c{_CONNECTIONS}", f"-d{max(1, round(seconds))}s", url]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=seconds + 30, check=False
     )
@@ -154,19 +172,23 @@ def _wrk(url: str, seconds: float) -> tuple[int, float, int]:
 
 
 def _round(site: Site, options: dict[str, Any], log: bool, seconds: float) -> Measured:
-    process = NginxProcess.rendered(
-        site.directory, site.config(slots=True), access_log=log, **options
-    )
+    config = site.config(slots=True, hold=options.get("hold", "auto"))
+    rendered = {name: value for name, value in options.items() if name != "hold"}
+    process = NginxProcess.rendered(site.directory, config, access_log=log, **rendered)
     process.start()
     try:
         _wrk(f"http://{site.listen}/", 1)  # connections opened, Lua compiled
         pids = [process.pid, *process.workers()]
         before = cpu_seconds(pids)
-        count, rate, errors = _wrk(f"http://{site.listen}/", seconds)
+        with Counter(pids) as counter:
+            url = f"http://{site.listen}/"
+            count, rate, errors = _wrk(url, seconds, counter.prefix)
+            instructions = counter.counted()
         used = cpu_seconds(pids) - before
     finally:
         process.stop(0.0)
-    return Measured(used / max(1, count), rate, errors)
+    each = None if instructions is None else instructions / max(1, count)
+    return Measured(used / max(1, count), rate, errors, each)
 
 
 def measure(
@@ -208,24 +230,3 @@ def measure(
 def total_seconds(seconds: float, rounds: int) -> float:
     """How long `measure` takes, about."""
     return len(CASES) * rounds * len(VARIANTS) * (seconds + OVERHEAD_SECONDS)
-
-
-def table_of(cost: Cost) -> str:
-    """One table a case: medians over rounds, ratios paired by round."""
-    blocks = []
-    for case, variants in cost.rounds.items():
-        rows = []
-        for name, rounds in variants.items():
-            if not rounds:
-                continue
-            cpu, ratio, rate, errors = cost.figures(case, name)
-            shown = "-"
-            if ratio is not None:
-                shown = f"{ratio.mean:.2f}"
-                if ratio.pairs > 1 and name != BASE:
-                    shown += f" [{ratio.low:.2f}, {ratio.high:.2f}]"
-            rows.append([name, f"{1e6 * cpu:.1f}", shown, f"{rate:.0f}", str(errors)])
-        if rows:
-            header = ("variant", "CPU µs/request", f"to {BASE} [95%]", "requests/s", "errors")
-            blocks.append(f"{case}\n{table(header, rows, indent='  ')}")
-    return "\n\n".join(blocks)

@@ -1,19 +1,22 @@
 """What one run of one balancer gave, and its file."""
 
+import hashlib
 import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from trimtab.bench.machine import commit
 from trimtab.demo.scenario import Scenario
 from trimtab.errors import StateError
 from trimtab.load.records import summarise
 from trimtab.load.result import Result
+from trimtab.load.schedule import Schedule
 
-__all__ = ["Outcome", "read", "warm_up_seconds", "write"]
+__all__ = ["Outcome", "digest", "read", "warm_up_seconds", "write"]
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 
 # A short run does not spend more than this part of itself on the warm-up.
 _MOST_WARM_UP: Final = 0.25
@@ -25,7 +28,8 @@ class Outcome:
 
     Percentiles are of the response times of all requests that ended, failures included. `shares`
     are of the requests that each server answered. `valid` is False when the load generator did
-    not keep to its schedule.
+    not keep to its schedule. `requests_digest` tells runs of one scenario and seed apart when the
+    scenario's file has changed; `workers` are the balancer's, `commit` is Trimtab's.
     """
 
     scenario: str
@@ -47,6 +51,9 @@ class Outcome:
     lateness_p99_seconds: float
     valid: bool
     invalid_because: tuple[str, ...] = ()
+    workers: int = 1
+    requests_digest: str = ""
+    commit: str = ""
 
     @classmethod
     def of(
@@ -58,6 +65,7 @@ class Outcome:
         servers: tuple[str, ...],
         cpu_seconds: float,
         lateness_p99_seconds: float,
+        workers: int = 1,
     ) -> "Outcome":
         """The figures of a finished run; `servers` are the addresses in the scenario's order."""
         begin = warm_up_seconds(scenario, result.seconds)
@@ -98,7 +106,19 @@ class Outcome:
             lateness_p99_seconds=lateness_p99_seconds,
             valid=result.valid,
             invalid_because=result.invalid_because,
+            workers=workers,
+            requests_digest=digest(scenario, result.schedule),
+            commit=commit(),
         )
+
+
+def digest(scenario: Scenario, drawn: Schedule) -> str:
+    """What tells these requests, servers and events from others."""
+    made = hashlib.sha256()
+    for column in (drawn.times, drawn.class_index, drawn.work_seconds):
+        made.update(column.tobytes())
+    made.update(repr((scenario.servers, scenario.classes, scenario.events)).encode())
+    return made.hexdigest()[:16]
 
 
 def warm_up_seconds(scenario: Scenario, seconds: float) -> float:

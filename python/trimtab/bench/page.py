@@ -3,40 +3,56 @@
 import base64
 import html
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from trimtab.bench.report import Row, ScenarioReport, machine, notes, scenario_report
+from trimtab.bench.machine import machine
+from trimtab.bench.markdown import write_text
+from trimtab.bench.report import Row, ScenarioReport, notes, scenario_report
 from trimtab.bench.runner import Plan, Results
 from trimtab.bench.statistics import Ratio
-from trimtab.errors import TrimtabError
+from trimtab.bench.tables import title
+from trimtab.bench.verdict import OURS, Comparison, compare, headline, lost
 
 __all__ = ["write_page"]
 
 _STYLE: Final = """
-:root { --ink: #1c2024; --soft: #667; --line: #d8dce2; --paper: #fff; --ours: #c0392b;
-  --bar: #8fa3bf; --shade: #f4f6f9; }
+:root { color-scheme: light dark; --ink: #1c2024; --soft: #5c6570; --line: #d8dce2; --paper: #fff;
+  --ours: #b8321f; --bar: #8fa3bf; --shade: #f4f6f9; --good: #d9f0dd; --bad: #fbdcd6; }
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e6e8ea; --soft: #9aa3ad; --line: #343a42; --paper: #16191d; --ours: #ff7a66;
-    --bar: #54688a; --shade: #1f242a; }
-  img { filter: invert(0.92) hue-rotate(180deg); } }
+    --bar: #54688a; --shade: #1f242a; --good: #1d3a25; --bad: #4a241e; }
+  a { color: #8ab4f8; }
+  img { filter: invert(0.915) hue-rotate(180deg); } }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
-  max-width: 78rem; margin: 2rem auto; padding: 0 1rem; }
+  max-width: 80rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.5rem; margin-bottom: 0; } h2 { font-size: 1.15rem; margin: 2.5rem 0 0.3rem; }
-p.soft, small { color: var(--soft); }
+p.soft, small, summary { color: var(--soft); } p.soft { margin-top: 0; }
+p.verdict { font-size: 1.1rem; background: var(--shade); padding: 0.8rem 1rem;
+  border-left: 4px solid var(--ours); }
 .wide { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+table.full { width: 100%; }
 th, td { text-align: right; padding: 0.25rem 0.6rem; border-bottom: 1px solid var(--line);
   white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
-tr.ours td { color: var(--ours); font-weight: 600; }
+th { vertical-align: bottom; } table.map th { white-space: normal; max-width: 7.5rem; }
+th:first-child, td:first-child, td.text { text-align: left; white-space: normal;
+  min-width: 9rem; }
+tr.ours td, td.ours, th.ours { color: var(--ours); font-weight: 600; }
+td.best { font-weight: 700; text-decoration: underline; }
+td.good, span.good { background: var(--good); } td.bad, span.bad { background: var(--bad); }
+span.good, span.bad { padding: 0 0.4rem; border-radius: 3px; }
 tr.bound td { color: var(--soft); font-style: italic; }
-td.bar { width: 30%; min-width: 9rem; } td.bar div { height: 0.8rem; border-radius: 2px;
+td.bar { width: 22%; min-width: 8rem; } td.bar div { height: 0.8rem; border-radius: 2px;
   background: var(--bar); } tr.ours td.bar div { background: var(--ours); }
-img { width: 100%; margin-top: 0.8rem; } pre { background: var(--shade); padding: 0.8rem;
-  overflow-x: auto; }
+tr.bound td.bar div { opacity: 0.45; }
+img { width: 100%; margin-top: 0.8rem; } pre, code { overflow-wrap: anywhere; }
+ul { padding-left: 1.2rem; }
 """
+
+_COLOURS: Final = {"better": "good", "worse": "bad", "alike": ""}
+_OURS_CLASS: Final = ' class="ours"'
 
 # Bars are logarithmic: from a tenth of a deadline per 1000 requests to ten thousand.
 _LEAST, _MOST = 0.1, 1e4
@@ -51,9 +67,8 @@ def _number(value: float, digits: int = 1) -> str:
 def _ratio(ratio: Ratio | None) -> str:
     if ratio is None:
         return "–"
-    if math.isnan(ratio.low):
-        return f"{ratio.mean:.2f}"
-    return f"{ratio.mean:.2f} <small>[{ratio.low:.2f}, {ratio.high:.2f}]</small>"
+    mean, _, interval = str(ratio).partition(" ")
+    return f"{mean} <small>{interval}</small>" if interval else mean
 
 
 def _bar(value: float) -> str:
@@ -66,7 +81,9 @@ def _bar(value: float) -> str:
 def _row(row: Row, kind: str) -> str:
     label = html.escape(row.label) + (f" <small>({html.escape(row.hint)})</small>" * bool(row.hint))
     if row.missing:
-        return f'<tr><td>{label}</td><td colspan="8">{html.escape(row.missing)}</td></tr>'
+        return (
+            f'<tr><td>{label}</td><td class="text" colspan="8">{html.escape(row.missing)}</td></tr>'
+        )
     errors = "–" if math.isnan(row.error_ratio) else f"{100 * row.error_ratio:.2f}%"
     cells = [
         _number(row.art_per_1000),
@@ -84,9 +101,10 @@ def _row(row: Row, kind: str) -> str:
 
 def _section(plan: Plan, report: ScenarioReport, picture: Path | None) -> str:
     scenario = report.scenario
-    rows = [_row(r, "ours" if r.name == "trimtab" else "") for r in report.rows]
+    rows = [_row(r, "ours" if r.name == OURS else "") for r in report.rows]
     rows += [_row(r, "bound") for r in report.bounds]
     image = ""
+    told = any(r.hint for r in report.rows)
     if picture is not None:
         data = base64.b64encode(picture.read_bytes()).decode()
         image = f'<img alt="{html.escape(scenario.name)}" src="data:image/png;base64,{data}">'
@@ -99,34 +117,55 @@ def _section(plan: Plan, report: ScenarioReport, picture: Path | None) -> str:
     )  # fmt: skip
     return (
         f'<h2 id="{scenario.name}">{html.escape(scenario.name)}</h2>'
-        f'<p class="soft">{html.escape(scenario.description)}; '
-        f"{scenario.requests_per_second:.0f} requests/s, {plan.seconds_of(scenario):g} s, "
-        f"{len(plan.seeds)} seeds</p>"
-        f'<div class="wide"><table><tr>{head}</tr>{"".join(rows)}</table></div>{image}'
+        f'<p class="soft">{html.escape(title(plan, scenario))}. Italic: simulated bounds'
+        f"{'; in brackets what a balancer was told' if told else ''}.</p>"
+        f'<div class="wide"><table class="full"><tr>{head}</tr>{"".join(rows)}</table></div>{image}'
     )
 
 
-def _summary(reports: list[ScenarioReport]) -> str:
+def _map(reports: list[ScenarioReport], comparisons: Mapping[tuple[str, str], Comparison]) -> str:
+    """ART of every balancer in every scenario, coloured by how ours compares."""
+    ran = {r.name for report in reports for r in report.rows if r.seeds}
+    columns = [r for r in reports[0].rows if r.name in ran]
+    head = "".join(
+        f"<th{_OURS_CLASS if r.name == OURS else ''}>{html.escape(r.label)}"
+        f"{f' <small>({html.escape(r.hint)})</small>' if r.hint else ''}</th>"
+        for r in columns
+    )
     lines = []
     for report in reports:
-        rows = {r.name: r for r in report.rows}
-        ours, best = rows.get("trimtab"), rows.get(report.best_peer)
-        if ours is None or best is None or not ours.seeds:
-            continue
+        rows = {r.name: r for r in report.rows if r.seeds}
+        least = min(r.art_per_1000 for r in rows.values())
+        cells = []
+        for column in columns:
+            row = rows.get(column.name)
+            if row is None:
+                cells.append("<td>–</td>")
+                continue
+            against = comparisons.get((report.scenario.name, row.name))
+            kinds = [_COLOURS[against.art_verdict]] if against else []
+            kinds += ["ours"] * (row.name == OURS) + ["best"] * (row.art_per_1000 == least)
+            cells.append(f'<td class="{" ".join(kinds)}">{_number(row.art_per_1000)}</td>')
         name = report.scenario.name
-        lines.append(
-            f'<tr><td><a href="#{name}">{name}</a></td><td>{html.escape(best.label)}</td>'
-            f"<td>{_number(best.art_per_1000)}</td><td>{_number(ours.art_per_1000)}</td>"
-            f"<td>{_ratio(report.art_to_best)}</td><td>{_ratio(report.p99_to_best)}</td></tr>"
-        )
-    if not lines:
-        return ""
+        lines.append(f'<tr><td><a href="#{name}">{name}</a></td>{"".join(cells)}</tr>')
     return (
-        "<h2>Trimtab to the best peer that was told nothing</h2>"
-        '<div class="wide"><table><tr><th>scenario</th><th>best peer</th><th>its ART/1000</th>'
-        "<th>Trimtab's</th><th>ratio of ART [95%]</th><th>ratio of p99 [95%]</th></tr>"
-        + "".join(lines)
-        + "</table></div>"
+        "<h2>ART per 1000 requests: less is better</h2>"
+        '<p class="soft">Medians over seeds; the least of a row is underlined. '
+        '<span class="good">Green</span>: Trimtab has less than this balancer; '
+        '<span class="bad">red</span>: more; no colour: alike, or too few seeds to say.</p>'
+        f'<div class="wide"><table class="map"><tr><th>scenario</th>{head}</tr>'
+        f"{''.join(lines)}</table></div>"
+    )
+
+
+def _losses(comparisons: Sequence[Comparison]) -> str:
+    """Where ours is worse, the worst first."""
+    items = "".join(f"<li>{html.escape(str(c))}</li>" for c in lost(comparisons))
+    body = f"<ul>{items}</ul>" if items else "<p>In none of these comparisons.</p>"
+    return (
+        "<h2>Where Trimtab loses</h2>"
+        '<p class="soft">Ratios of Trimtab&#39;s to the other&#39;s, above 1 is worse; '
+        f"in brackets their 95% intervals.</p>{body}"
     )
 
 
@@ -136,9 +175,18 @@ def write_page(
     """Write the page; `pictures` are PNG files by scenario. Raises TrimtabError."""
     reports = [scenario_report(plan, results, s) for s in plan.scenarios]
     reports = [r for r in reports if any(row.seeds for row in r.rows)]
+    comparisons = compare(plan, results)
+    summary = ""
+    if reports:
+        summary = _map(reports, {(c.scenario, c.other): c for c in comparisons})
+    if comparisons:
+        verdict = html.escape(headline(comparisons))
+        summary = f'<p class="verdict">{verdict}</p>{summary}{_losses(comparisons)}'
     about = machine()
     where = "; ".join(
-        str(about[key]) for key in ("at", "processor", "system", "nginx", "haproxy") if about[key]
+        str(about[key])
+        for key in ("at", "processor", "system", "nginx", "haproxy", "envoy")
+        if about[key]
     )
     command = html.escape(" ".join(about["command"]))
     body = "".join(_section(plan, r, pictures.get(r.scenario.name)) for r in reports)
@@ -149,14 +197,10 @@ def write_page(
         "<h1>Trimtab benchmark</h1>"
         f'<p class="soft">{html.escape(where)}; {about["cores"]} cores; Trimtab '
         f"{about['trimtab']} {html.escape(about['commit'])}<br><code>{command}</code></p>"
-        "<p>ART is the accumulated relative tardiness: how many deadlines late requests were, "
-        "summed over 1000 of them; less is better.</p>"
-        f"{_summary(reports)}{body}<h2>Notes</h2><pre>{html.escape(notes(plan, results))}</pre>"
+        "<p>Every balancer met the same requests with the same work. ART is the accumulated "
+        "relative tardiness: how many deadlines late requests were, summed over 1000 of them. "
+        "A failed request counts as at least 9.</p>"
+        f"{summary}{body}<h2>Notes</h2><pre>{html.escape(notes(plan, results))}</pre>"
         "</body></html>\n"
     )
-    beside = path.with_suffix(".part")
-    try:
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(path)
-    except OSError as error:
-        raise TrimtabError(f"cannot write {path}: {error.strerror or error}") from None
+    write_text(text, path)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from trimtab.bench.outcome import warm_up_seconds
 from trimtab.bench.runner import Plan, Results
+from trimtab.bench.verdict import OURS
 from trimtab.demo.scenario import Scenario
 from trimtab.load.records import Ending
 from trimtab.model import FAILED_TARDINESS
@@ -29,6 +30,8 @@ _PEERS: Final = (
     "#4c78a8", "#72b7b2", "#54a24b", "#b279a2", "#9d755d", "#bab0ac", "#eeca3b", "#79706e",
     "#439894", "#83bcb6", "#6b4c9a", "#a0a0a0",
 )  # fmt: skip
+# Other modes of ours, dashed.
+_MODES: Final = ("#ff9896", "#e377c2", "#c49c94", "#8c564b")
 _SERVERS: Final = "viridis"
 
 # Seconds in one point of what is drawn over time: enough requests to mean something.
@@ -131,19 +134,22 @@ def draw(plan: Plan, results: Results, scenario: Scenario) -> Path | None:
 
     seconds = plan.seconds_of(scenario)
     runs = {b.name: _read(plan, scenario, b.name, seeds[b.name]) for b in shown}
-    colours = iter(_PEERS)
+    colours, modes = iter(_PEERS), iter(_MODES)
     style: dict[str, dict[str, Any]] = {}
     for b in shown:
-        ours = b.name == "trimtab"
-        colour = _OURS if ours else next(colours, "#444444")
+        ours = b.name == OURS
+        mode = b.name.startswith(OURS) and not ours
+        colour = _OURS if ours else next(modes if mode else colours, "#444444")
         width = 2.0 if ours else 1.2
         style[b.name] = {"label": b.label, "color": colour, "linewidth": width}
+        if mode:
+            style[b.name]["linestyle"] = "--"
     figure = Figure(figsize=(15, 4.6), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
     _tail(left, runs, style)
     _over_time(middle, runs, style, seconds)
     middle.axvspan(0, warm_up_seconds(scenario, seconds), color="#000000", alpha=0.06)
-    star = next((b for b in shown if b.name == "trimtab"), shown[-1])
+    star = next((b for b in shown if b.name == OURS), shown[-1])
     _shares(right, runs[star.name], scenario, seconds, star.label)
     for axes in (left, middle):
         axes.grid(alpha=0.25, which="both", linewidth=0.5)

@@ -1,39 +1,29 @@
-"""The benchmark's figures: one table a scenario for the terminal, and all of it as JSON.
+"""The benchmark's figures by scenario, and all of it as JSON.
 
-Figures are medians over seeds; ratios are paired. Pictures and the HTML page are in `pictures` and
-`page`.
+Figures are medians over seeds; ratios are paired. What shows them: `tables` on a terminal,
+`markdown`, `page` with the pictures of `pictures`.
 """
 
 import json
 import math
-import os
-import platform
-import shutil
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from trimtab import __version__
-from trimtab.actuators.nginx_binary import find
 from trimtab.bench.balancers.base import Balancer
 from trimtab.bench.balancers.known import BASE, PEERS
+from trimtab.bench.machine import machine
 from trimtab.bench.outcome import Outcome
 from trimtab.bench.runner import Plan, Results
 from trimtab.bench.statistics import ART_FLOOR, Ratio, median, paired_ratio
+from trimtab.bench.verdict import OURS, compare
 from trimtab.demo.scenario import Scenario
-from trimtab.errors import DependencyError, TrimtabError
-from trimtab.terminal import table
+from trimtab.errors import TrimtabError
 
-__all__ = ["Row", "ScenarioReport", "machine", "notes", "scenario_report", "tables", "write_json"]
+__all__ = ["Row", "ScenarioReport", "notes", "scenario_report", "write_json"]
 
 FORMAT: Final = 1
-
-# Ours, whose ratio to the best peer is printed below each table.
-OURS: Final = "trimtab"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,67 +132,6 @@ def scenario_report(plan: Plan, results: Results, scenario: Scenario) -> Scenari
     )
 
 
-def _number(value: float, digits: int = 1) -> str:
-    if math.isnan(value):
-        return "-"
-    return f"{value:.{digits}f}" if value < 1000 else f"{value:.0f}"
-
-
-def _ratio(ratio: Ratio | None) -> str:
-    if ratio is None:
-        return "-"
-    text = f"{ratio.mean:.2f}"
-    return text if math.isnan(ratio.low) else f"{text} [{ratio.low:.2f}, {ratio.high:.2f}]"
-
-
-def _cells(row: Row) -> list[str]:
-    label = f"{row.label} *" if row.hint else row.label
-    ratio = "1" if row.name == BASE and row.seeds else _ratio(row.ratio)
-    if row.missing:
-        return [label, "missing", *["-"] * 7]
-    return [
-        label,
-        _number(row.art_per_1000),
-        ratio,
-        _number(1000 * row.p50_seconds),
-        _number(1000 * row.p99_seconds),
-        _number(1000 * row.p999_seconds),
-        "-" if math.isnan(row.error_ratio) else f"{100 * row.error_ratio:.2f}%",
-        _number(row.goodput_per_second),
-        _number(1e6 * row.cpu_seconds_per_request, 0),
-    ]
-
-
-HEADER: Final = (
-    "balancer", "ART/1000", "to least-conn [95%]", "p50 ms", "p99 ms", "p99.9 ms", "errors",
-    "in time/s", "CPU µs",
-)  # fmt: skip
-
-
-def tables(plan: Plan, results: Results) -> str:
-    """One table for each scenario of which anything was run."""
-    blocks = []
-    for scenario in plan.scenarios:
-        report = scenario_report(plan, results, scenario)
-        rows = [r for r in report.rows if r.seeds or r.missing]
-        if not rows:
-            continue
-        bounds = [[f"  bound: {r.label}", *_cells(r)[1:]] for r in report.bounds]
-        block = [
-            f"{scenario.name}: {scenario.description}; "
-            f"{scenario.requests_per_second:.0f} requests/s, "
-            f"{plan.seconds_of(scenario):g} s, {len(plan.seeds)} seeds",
-            table(HEADER, [*(_cells(r) for r in rows), [], *bounds], indent="  "),
-        ]
-        if report.art_to_best is not None:
-            block.append(
-                f"  Trimtab to the best peer without hints ({report.best_peer}): "
-                f"ART {_ratio(report.art_to_best)}, p99 {_ratio(report.p99_to_best)}"
-            )
-        blocks.append("\n".join(block))
-    return "\n\n".join(blocks)
-
-
 def notes(plan: Plan, results: Results) -> str:
     """What a reader of the tables must know, then what is missing and what went wrong."""
     hints = ", ".join(f"{b.label} ({b.hint})" for b in plan.balancers if b.hint)
@@ -215,45 +144,6 @@ def notes(plan: Plan, results: Results) -> str:
         lines.append(f"* was told more than the others: {hints}.")
     lines += [f"{name} is missing: {why}" for name, why in results.missing.items()]
     return "\n".join([*lines, *results.problems])
-
-
-def _said(*command: str) -> str:
-    """The first line that a program prints; empty when it cannot be run."""
-    if shutil.which(command[0]) is None:
-        return ""
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=10, check=False,
-            cwd=Path(__file__).parent,
-        )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.partition("\n")[0].strip() if done.returncode == 0 else ""
-
-
-def machine() -> dict[str, Any]:
-    """Where and with what the benchmark ran."""
-    try:
-        nginx = find("nginx").name
-    except DependencyError:
-        nginx = ""
-    model = ""
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-        if line.startswith("model name"):
-            model = line.partition(":")[2].strip()
-            break
-    return {
-        "trimtab": __version__,
-        "commit": _said("git", "rev-parse", "--short", "HEAD"),
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": ["trimtab", *sys.argv[1:]],
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "processor": model,
-        "cores": len(os.sched_getaffinity(0)),
-        "nginx": nginx,
-        "haproxy": _said("haproxy", "-v"),
-    }
 
 
 def _finite(value: Any) -> Any:
@@ -285,8 +175,10 @@ def write_json(plan: Plan, results: Results, path: Path) -> None:
         "format": FORMAT,
         **machine(),
         "seeds": list(plan.seeds),
+        "workers": plan.workers,
         "base": BASE,
         "scenarios": scenarios,
+        "comparisons": [asdict(c) for c in compare(plan, results)],
         "missing": results.missing,
         "problems": results.problems,
         "outcomes": [asdict(o) for o in results.outcomes],

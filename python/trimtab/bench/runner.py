@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from trimtab.bench.balancers.base import Balancer, Site
-from trimtab.bench.outcome import Outcome, read, warm_up_seconds, write
+from trimtab.bench.outcome import Outcome, digest, read, warm_up_seconds, write
 from trimtab.bench.scenario import schedule, simulator_input
 from trimtab.bench.stage import Stage, free_ports
 from trimtab.demo.scenario import Scenario
@@ -33,10 +33,14 @@ TIMEOUT_SECONDS: Final = 20.0
 # A run whose generator was late (a busy machine) is repeated so many times at most.
 _REPEATS: Final = 2
 
+# Of each of the first two lines of a problem: what failed, and the first that it said.
+_PROBLEM_LETTERS: Final = 200
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What to run. `seconds` replaces the scenarios' own durations; `directory` is absolute."""
+    """What to run. `seconds` replaces the scenarios' own durations; `directory` is absolute.
+    `workers` are worker processes or threads of each balancer."""
 
     scenarios: Sequence[Scenario]
     balancers: Sequence[Balancer]
@@ -44,6 +48,7 @@ class Plan:
     directory: Path
     seconds: float | None = None
     resume: bool = False
+    workers: int = 1
 
     def seconds_of(self, scenario: Scenario) -> float:
         """Length of a run of this scenario."""
@@ -73,16 +78,21 @@ def _file(plan: Plan, scenario: Scenario, balancer: Balancer, seed: int) -> Path
     return plan.directory / "runs" / f"{scenario.name}.{balancer.name}.{seed}.json"
 
 
-def _kept(plan: Plan, scenario: Scenario, balancer: Balancer, seed: int) -> Outcome | None:
+def _kept(plan: Plan, scenario: Scenario, balancer: Balancer, drawn: Schedule) -> Outcome | None:
     """The outcome of an earlier run of the same, if it is to be used."""
-    path = _file(plan, scenario, balancer, seed)
+    path = _file(plan, scenario, balancer, drawn.seed)
     if not plan.resume or not path.exists():
         return None
     try:
         outcome = read(path)
     except StateError:
         return None
-    return outcome if outcome.valid and outcome.seconds == plan.seconds_of(scenario) else None
+    same = (
+        outcome.seconds == plan.seconds_of(scenario)
+        and outcome.workers == plan.workers
+        and outcome.requests_digest == digest(scenario, drawn)
+    )
+    return outcome if outcome.valid and same else None
 
 
 async def _once(
@@ -103,6 +113,7 @@ async def _once(
         policy_listen=policy,
         admin_listen=admin,
         directory=plan.directory / "work" / f"{scenario.name}.{balancer.name}",
+        workers=plan.workers,
     )
     stage.prepare(drawn.seed, drawn.seconds)
     running = balancer.start(site)
@@ -122,6 +133,7 @@ async def _once(
         servers=stage.servers,
         cpu_seconds=used,
         lateness_p99_seconds=stage.lateness_p99_seconds(),
+        workers=plan.workers,
     )
     path = _file(plan, scenario, balancer, drawn.seed)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -171,6 +183,12 @@ async def run(plan: Plan, results: Results, report: Report) -> None:
                 done += each * len(plan.balancers)
 
 
+def _shortened(said: str) -> str:
+    """What a table has room for; a dead child's whole last words are in its log, which it names."""
+    lines = [line.strip()[:_PROBLEM_LETTERS] for line in said.splitlines()]
+    return " ".join(lines[:2])
+
+
 async def _seed(
     plan: Plan,
     scenario: Scenario,
@@ -198,7 +216,7 @@ async def _seed(
         return tell
 
     for balancer in order:
-        outcome = _kept(plan, scenario, balancer, seed)
+        outcome = _kept(plan, scenario, balancer, drawn)
         where = f"{scenario.name}, {balancer.name}, seed {seed}"
         try:
             if outcome is None:
@@ -209,5 +227,5 @@ async def _seed(
             if not outcome.valid:
                 results.problems.append(f"{where}: not valid: {'; '.join(outcome.invalid_because)}")
         except TrimtabError as error:
-            results.problems.append(f"{where}: {error}")
+            results.problems.append(f"{where}: {_shortened(str(error))}")
         done += length + OVERHEAD_SECONDS

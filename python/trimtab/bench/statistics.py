@@ -29,6 +29,10 @@ class Ratio:
     high: float
     pairs: int
 
+    def __str__(self) -> str:
+        text = f"{self.mean:.2f}"
+        return text if math.isnan(self.low) else f"{text} [{self.low:.2f}, {self.high:.2f}]"
+
 
 def median(values: Mapping[int, float]) -> float:
     """Median over seeds; NaN when there are none."""

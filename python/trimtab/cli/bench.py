@@ -2,23 +2,28 @@
 
 import argparse
 import asyncio
+import os
+import shutil
 import signal
+import sys
+import tempfile
 from pathlib import Path
 from typing import Final
 
 from trimtab import terminal
-from trimtab.bench import page, pictures, report
+from trimtab.actuators import nginx_binary
+from trimtab.bench import markdown, page, pictures, report, tables, verdict
 from trimtab.bench.balancers.known import BALANCERS, QUICK, chosen
 from trimtab.bench.runner import Plan, Results
 from trimtab.bench.runner import run as run_plan
 from trimtab.bench.scenario import find, names
-from trimtab.errors import ConfigError
+from trimtab.errors import ConfigError, DependencyError
 
 __all__ = ["add_arguments", "run"]
 
 # The short set: where balancers differ most, in under a quarter of an hour.
 QUICK_SCENARIOS: Final = ("speeds", "slowdown", "three-classes", "sharing")
-QUICK_SECONDS: Final = 10.0
+QUICK_SECONDS: Final = 8.0
 # Long enough for a slowdown of ten seconds in the middle.
 FULL_SECONDS: Final = 30.0
 # Of one round of `trimtab bench cost`.
@@ -50,6 +55,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seeds", type=int, default=3, metavar="N", help="1 to N; rounds of cost (default 3)"
     )
+    parser.add_argument(
+        "--workers", type=int, default=1, metavar="N",
+        help="worker processes or threads of every balancer (default 1)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--nginx", default="", metavar="PATH",
+        help="an nginx of 1.31 or newer for the balancer least-time (default: the system's)",
+    )  # fmt: skip
     parser.add_argument("--duration", type=float, metavar="S", help="seconds of each run")
     parser.add_argument(
         "--full", action="store_true",
@@ -60,13 +73,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--output", type=Path, default=Path("var/bench"), metavar="DIR",
-        help="results.json, report.html, pictures, and a file a run (default var/bench)",
+        help="report.html, results.md, results.json, pictures, a file a run (default var/bench)",
     )  # fmt: skip
+    parser.add_argument(
+        "--markdown", action="store_true", help="print Markdown (also written to results.md)"
+    )
     parser.add_argument("--list", action="store_true", help="list scenarios and balancers")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run it; 0 when everything ran and counts, 1 when something is missing or invalid."""
+    """Run it; 0 when everything ran and counts, 1 when something failed or is not valid.
+
+    3 when a balancer that was asked for by name is missing.
+    """
     if arguments.list:
         _list()
         return 0
@@ -81,28 +100,55 @@ def run(arguments: argparse.Namespace) -> int:
     finally:
         # Also when something failed: hours may have gone into what is done.
         if results.outcomes:
-            _show(plan, results)
+            _show(plan, results, as_markdown=arguments.markdown)
     if not results.outcomes:
-        print(report.notes(plan, results))
-        return 128 + caught if caught else 1
+        print(report.notes(plan, results), file=sys.stderr)
     if caught:
         return 128 + caught
-    return 1 if results.problems or results.missing else 0
+    if results.problems:
+        return 1
+    # What was not asked for by name may be missing: its row says so.
+    lacking = results.missing and (arguments.balancer or not results.outcomes)
+    return DependencyError.exit_status if lacking else 0
 
 
-def _show(plan: Plan, results: Results) -> None:
+def _columns() -> int | None:
+    """Width of the terminal; None when the output goes elsewhere and nobody says (COLUMNS)."""
+    if sys.stdout.isatty() or os.environ.get("COLUMNS"):
+        return shutil.get_terminal_size().columns
+    return None
+
+
+def _show(plan: Plan, results: Results, *, as_markdown: bool) -> None:
     """Print the tables, and write the files."""
-    print(report.tables(plan, results))
-    print()
-    print(report.notes(plan, results))
+    columns = _columns()
+    text = markdown.markdown_of(plan, results)
+    if as_markdown:
+        print(text)
+    else:
+        print(tables.tables(plan, results, columns))
+        print()
+        comparisons = verdict.compare(plan, results)
+        if comparisons:
+            said = [verdict.headline(comparisons)]
+            if lost := verdict.lost(comparisons):
+                said += ["Worse than others (ratios of Trimtab's to theirs):"]
+                said += [f"  {comparison}" for comparison in lost]
+            print(tables.wrapped("\n".join(said), columns))
+            print()
+        print(tables.wrapped(report.notes(plan, results), columns))
+    markdown.write_text(text, plan.directory / "results.md")
     report.write_json(plan, results, plan.directory / "results.json")
     drawn: dict[str, Path | None] = {}
     if pictures.available():
         drawn = {s.name: pictures.draw(plan, results, s) for s in plan.scenarios}
     else:
-        print("no pictures: matplotlib is missing (pip install 'trimtab[plots]')")
+        print("no pictures: matplotlib is missing (pip install 'trimtab[plots]')", file=sys.stderr)
     page.write_page(plan, results, drawn, plan.directory / "report.html")
-    print(f"written to {plan.directory}: results.json, report.html")
+    print(
+        f"written to {plan.directory}: report.html, results.md, results.json",
+        file=sys.stderr if as_markdown else sys.stdout,
+    )
 
 
 async def _interruptible(plan: Plan, results: Results, bar: terminal.Progress) -> int:
@@ -131,20 +177,34 @@ def _lengths(arguments: argparse.Namespace, default_seconds: float) -> tuple[int
     seconds = default_seconds if arguments.duration is None else arguments.duration
     if not 1 <= seconds <= 86400:
         raise ConfigError(f"--duration {seconds:g}: it must be from 1 to 86400 seconds")
+    if not 1 <= arguments.workers <= 64:
+        raise ConfigError(f"--workers {arguments.workers}: it must be from 1 to 64")
     return arguments.seeds, seconds
+
+
+def _directory(path: Path) -> Path:
+    """The output directory, absolute, made. Raises ConfigError unless files can be written in."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise ConfigError(f"--output {path}: cannot write there: {error.strerror}") from None
+    return path.absolute()
 
 
 def _cost(arguments: argparse.Namespace) -> int:
     """`trimtab bench cost`; 1 when requests failed."""
-    from trimtab.bench import cost
+    from trimtab.bench import cost, cost_tables
 
     rounds, seconds = _lengths(arguments, COST_SECONDS)
+    directory = _directory(arguments.output / "cost")
     found = cost.Cost()
     status = 0
     with terminal.Progress(cost.total_seconds(seconds, rounds)) as bar:
         try:
             cost.measure(
-                arguments.output.absolute() / "cost",
+                directory,
                 seconds=seconds,
                 rounds=rounds,
                 cost=found,
@@ -152,7 +212,11 @@ def _cost(arguments: argparse.Namespace) -> int:
             )
         except KeyboardInterrupt:
             status = 130
-    print(cost.table_of(found))
+    text = cost_tables.markdown_of(found)
+    if found.rounds:
+        markdown.write_text(text, directory / "cost.md")
+        cost_tables.write_json(found, directory / "cost.json")
+    print(text if arguments.markdown else cost_tables.table_of(found, _columns()))
     return status or int(found.errors > 0)
 
 
@@ -161,14 +225,28 @@ def _plan(arguments: argparse.Namespace) -> Plan:
     scenarios = arguments.scenario or (names() if full else QUICK_SCENARIOS)
     balancers = arguments.balancer or ([b.name for b in BALANCERS] if full else QUICK)
     _, seconds = _lengths(arguments, FULL_SECONDS if full else QUICK_SECONDS)
+    if arguments.nginx:
+        _check_nginx(arguments.nginx)
+    found = [find(name) for name in dict.fromkeys(scenarios)]
+    if len({s.name for s in found}) < len(found):
+        raise ConfigError("two of the scenarios have one name; their files would be mixed up")
     return Plan(
-        scenarios=[find(name) for name in dict.fromkeys(scenarios)],
-        balancers=chosen(balancers),
+        scenarios=found,
+        balancers=chosen(balancers, nginx=arguments.nginx),
         seeds=range(1, arguments.seeds + 1),
-        directory=arguments.output.absolute(),
+        directory=_directory(arguments.output),
         seconds=seconds,
         resume=arguments.resume,
+        workers=arguments.workers,
     )
+
+
+def _check_nginx(path: str) -> None:
+    """Raise ConfigError unless the named nginx answers; its version is the balancer's affair."""
+    try:
+        nginx_binary.find(path)
+    except DependencyError as error:
+        raise ConfigError(f"--nginx {path}: {error}") from None
 
 
 def _list() -> None:

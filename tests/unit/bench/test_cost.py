@@ -1,11 +1,16 @@
 """The cost of balancing: the figures, and one short round with real programs."""
 
+import json
 import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 
 from trimtab.bench import cost
 from trimtab.bench.cost import Cost, Measured
+from trimtab.bench.cost_tables import markdown_of, table_of, write_json
+from trimtab.bench.instructions import Counter, count, uncounted
 from trimtab.errors import DependencyError
 
 
@@ -21,9 +26,49 @@ def test_figures_are_medians_and_paired_ratios() -> None:
     assert ratio is not None
     assert ratio.mean == pytest.approx(1.2)
     assert (rate, errors, found.errors) == (pytest.approx(2e4), 3, 3)
-    assert "Trimtab               24.0    1.20 [1.20, 1.20]       20000       3" in cost.table_of(
-        found
-    )
+    lines = table_of(found).splitlines()
+    assert next(line for line in lines if "Trimtab" in line).split() == [
+        *("Trimtab", "24.0", "1.20", "[1.20,", "1.20]", "20000", "not", "counted", "3")
+    ]
+    assert max(map(len, lines[:-2])) <= 80
+
+
+def counted(instructions: float) -> Measured:
+    """A round on a machine that counts instructions."""
+    return Measured(1e-5, 5e4, 0, instructions)
+
+
+def test_instructions_are_compared_where_they_are_counted(tmp_path: Path) -> None:
+    """A column with the ratio to least_conn; in Markdown and JSON too."""
+    found = Cost()
+    found.rounds["empty reply"] = {
+        cost.BASE: {1: counted(20000.0), 2: counted(20002.0)},
+        "Trimtab": {1: counted(24000.0), 2: counted(24002.4)},
+    }
+    assert "24001  1.20 [1.20, 1.20]" in table_of(found)
+    assert "| Trimtab | 10.0 | 1.00 [1.00, 1.00] | 50000 | 24001 | 1.20 " in markdown_of(found)
+    write_json(found, tmp_path / "cost.json")
+    written = json.loads((tmp_path / "cost.json").read_text())
+    assert written["rounds"]["empty reply"]["Trimtab"]["1"]["instructions_per_request"] == 24000
+
+
+def test_a_count_is_what_perf_counted() -> None:
+    """A machine without counters says so in place of the number."""
+    assert count("# started on\n\n1234567,,instructions:u,100,100.00,,\n") == 1234567
+    assert count("<not supported>,,instructions:u,0,100.00,,\n") is None
+    assert count("") is None
+
+
+@pytest.mark.skipif(bool(uncounted()), reason="this machine cannot count instructions")
+def test_instructions_of_another_process_are_counted() -> None:
+    """As many as it executes while the command runs."""
+    with subprocess.Popen(["sh", "-c", "while :; do :; done"]) as busy:
+        try:
+            with Counter([busy.pid]) as counter:
+                subprocess.run([*counter.prefix, "sleep", "0.2"], check=True)
+                assert (counter.counted() or 0) > 1_000_000
+        finally:
+            busy.kill()
 
 
 def test_a_missing_program_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:

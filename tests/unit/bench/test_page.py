@@ -110,7 +110,8 @@ def test_the_page_is_whole_and_loads_nothing(plan: Plan, results: Results, tmp_p
     page = Checked()
     page.feed(path.read_text(encoding="utf-8"))
     assert page.open == []
-    assert page.loaded == ["data:image/png;base64," + base64.b64encode(image.read_bytes()).decode()]
+    inside = "data:image/png;base64," + base64.b64encode(image.read_bytes()).decode()
+    assert page.loaded == ["#three-classes", inside]
     text = "".join(page.data)
     assert "no <b>haproxy</b> & no remedy" in text
     assert "three classes on speeds 1:2:4, 80% load" in text

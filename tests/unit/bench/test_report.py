@@ -8,10 +8,13 @@ import pytest
 
 from trimtab.bench.balancers.base import Running, Site
 from trimtab.bench.balancers.known import BALANCERS, PEERS, QUICK, chosen
+from trimtab.bench.markdown import markdown_of
 from trimtab.bench.outcome import Outcome, read, warm_up_seconds, write
-from trimtab.bench.report import notes, scenario_report, tables, write_json
+from trimtab.bench.report import notes, scenario_report, write_json
 from trimtab.bench.runner import Plan, Results
 from trimtab.bench.scenario import find
+from trimtab.bench.tables import tables, wrapped
+from trimtab.bench.verdict import compare, lost
 from trimtab.errors import ConfigError, StateError
 from trimtab.twin.bounds import Summary
 
@@ -99,6 +102,70 @@ def test_the_table_has_a_row_for_everything(plan: Plan, results: Results) -> Non
     assert said.endswith("seed 2: not valid: late")
 
 
+@pytest.mark.parametrize("columns", [80, 120])
+def test_tables_fit_the_terminal(plan: Plan, results: Results, columns: int) -> None:
+    """With shorter names first, then fewer columns, and a word on what was left out."""
+    results.bounds = {
+        key: {"shortest expected delay knowing speeds": by["a bound"]}
+        for key, by in results.bounds.items()
+    }
+    text = tables(plan, results, columns)
+    assert max(map(len, text.splitlines())) <= columns
+    assert "ART/1000" in text
+    assert "p99 ms" in text
+    assert ("(no room for p50 ms, " in text) == (columns == 80)
+    assert max(map(len, wrapped(notes(plan, results), columns).splitlines())) <= columns
+    assert "p50 ms" in tables(plan, results)
+
+
+def test_markdown_has_what_the_documentation_needs(plan: Plan, results: Results) -> None:
+    """Commit and command, the verdict, every row, and where we lose."""
+    results.outcomes = [
+        replace(o, commit="abc1234", art_per_1000=2.0 * o.seed)
+        if o.balancer == "haproxy-maxconn"
+        else replace(o, commit="abc1234")
+        for o in results.outcomes
+    ]
+    text = markdown_of(plan, results)
+    assert "commit abc1234;" in text
+    assert "Trimtab's ART is lower in 2 of 3 comparisons" in text
+    assert "| **Trimtab *** | **8.0** | **0.05 [" in text
+    assert "| *bound: a bound* | 2.0 |" in text
+    lost = text.partition("### Where Trimtab loses")[2]
+    assert (
+        "three-classes: against HAProxy leastconn, maxconn = slots (told the slots): ART 1.9"
+        in (lost)
+    )
+    assert lost.count("against") == 1
+
+
+def test_a_loss_is_a_ratio_whose_interval_leaves_one_out(plan: Plan, results: Results) -> None:
+    """Noise is no loss, nor a win; one seed has no interval, so its ratio decides."""
+    noisy = {1: 100.0, 2: 1.0, 3: 4.0}
+    results.outcomes = [
+        replace(o, art_per_1000=noisy[o.seed]) if o.balancer == "least-conn" else o
+        for o in results.outcomes
+    ]
+    verdicts = {c.other: c.art_verdict for c in compare(plan, results)}
+    assert verdicts == {
+        "least-conn": "alike",
+        "least-conn-shared": "better",
+        "haproxy-maxconn": "better",
+    }
+    results.outcomes = [o for o in results.outcomes if o.seed == 2]
+    assert {c.other: c.art_verdict for c in compare(plan, results)}["least-conn"] == "worse"
+
+
+def test_more_errors_are_a_loss_too(plan: Plan, results: Results) -> None:
+    """Also with less tardiness."""
+    results.outcomes = [
+        replace(o, error_ratio=0.01) if o.balancer == "trimtab" else o for o in results.outcomes
+    ]
+    found = lost(compare(plan, results))
+    assert len(found) == 3
+    assert str(found[0]).endswith("errors +1.00%")
+
+
 def test_the_json_holds_everything_and_no_nan(plan: Plan, results: Results) -> None:
     """Rows, bounds, outcomes, and where it ran."""
     path = plan.directory / "results.json"
@@ -119,7 +186,7 @@ def test_an_outcome_survives_its_file(tmp_path: Path) -> None:
     made = outcome("trimtab", 1, valid=False, invalid_because=("late",))
     write(made, path)
     assert read(path) == made
-    for text in ("", "[]", '{"format": 0}', '{"format": 1, "seed": 1}'):
+    for text in ("", "[]", '{"format": 0}', '{"format": 2, "seed": 1}'):
         path.write_text(text)
         with pytest.raises(StateError, match=r"x\.json: not the outcome of a run"):
             read(path)
@@ -142,6 +209,14 @@ def test_names_of_balancers_are_known_and_unique() -> None:
         chosen(["apache"])
 
 
+def test_least_time_runs_on_the_nginx_that_was_named() -> None:
+    """The other rows stay on the system's; an old one is missing, not a failure."""
+    named = {b.name: b for b in chosen(["least-conn", "least-time"], nginx="/opt/nginx")}
+    assert named["least-time"].binary == "/opt/nginx"
+    assert named["least-conn"].binary == "nginx"
+    assert "/opt/nginx" in named["least-time"].missing()
+
+
 def test_weights_of_a_site_are_slots_times_speed(tmp_path: Path) -> None:
     """In hundredths of the weakest server, and in the configuration only on request."""
     site = Site(
@@ -152,7 +227,10 @@ def test_weights_of_a_site_are_slots_times_speed(tmp_path: Path) -> None:
         policy_listen="127.0.0.1:6",
         admin_listen="127.0.0.1:7",
         directory=tmp_path,
+        workers=2,
     )
+    assert site.config(hold="on").upstreams[0].hold == "on"
+    assert site.config().nginx.worker_processes == 2
     assert site.weights() == [100, 200, 400]
     peers = site.config(weighted=True, slots=True).upstreams[0].peers
     assert [(p.weight, p.slots) for p in peers] == [(100, 2), (200, 2), (400, 2)]

@@ -22,7 +22,7 @@ class Site:
     """Where a balancer runs.
 
     `servers` are the addresses of the scenario's servers in order; the other addresses are free.
-    `directory` is absolute and its own.
+    `directory` is absolute and its own. `workers` are the balancer's worker processes or threads.
     """
 
     scenario: Scenario
@@ -32,16 +32,25 @@ class Site:
     policy_listen: str
     admin_listen: str
     directory: Path
+    workers: int = 1
 
     def weights(self) -> list[int]:
         """The true weight of each server, slots × speed, as whole numbers."""
         power = [s.slots * s.speed for s in self.scenario.servers]
         return [max(1, round(_WEIGHT_UNITS * p / min(power))) for p in power]
 
-    def config(self, *, weighted: bool = False, slots: bool = False, workers: int = 1) -> Config:
+    def config(
+        self,
+        *,
+        weighted: bool = False,
+        slots: bool = False,
+        hold: str = "auto",
+        binary: str = "nginx",
+    ) -> Config:
         """Trimtab's configuration for the scenario: each class an upstream of all servers.
 
-        Deadlines and priorities are the scenario's; true weights and slots only on request.
+        Deadlines and priorities are the scenario's; true weights and slots only on request. `hold`
+        is whether requests may wait in nginx, `binary` the nginx.
         """
         peers = tuple(
             Peer(address=a, weight=w if weighted else 1, slots=s.slots if slots else None)
@@ -56,7 +65,8 @@ class Site:
             nginx=Nginx(
                 listen=(self.listen,),
                 internal_listen=self.internal_listen,
-                worker_processes=workers,
+                worker_processes=self.workers,
+                binary=binary,
                 instance="bench",
             ),
             learning=Learning(enabled=False),
@@ -66,6 +76,7 @@ class Site:
                     location=c.path,
                     priority=c.priority,
                     deadline_seconds=c.deadline_seconds,
+                    hold=hold,
                     peers=peers,
                 )
                 for c in self.scenario.classes
@@ -111,13 +122,26 @@ class Balancer(Protocol):
 
 def cpu_seconds(pids: Iterable[int]) -> float:
     """Processor time of the processes so far, user and system; those that are gone count 0."""
+    return sum(_scheduled(pid) or _ticked(pid) for pid in pids)
+
+
+def _scheduled(pid: int) -> float:
+    """What the scheduler has counted for all threads, in nanoseconds; 0 where it does not say."""
     total = 0
-    for pid in pids:
-        try:
-            text = Path(f"/proc/{pid}/stat").read_text()
-        except OSError:
-            continue
-        # The name in parentheses may hold anything; after it, fields 3 on. 14 and 15 are the times.
-        fields = text.rpartition(")")[2].split()
-        total += int(fields[11]) + int(fields[12])
-    return total / _TICKS
+    try:
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            total += int((thread / "schedstat").read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        return 0.0
+    return total / 1e9
+
+
+def _ticked(pid: int) -> float:
+    """The same in hundredths of a second, which every Linux counts."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return 0.0
+    # The name in parentheses may hold anything; after it, fields 3 on. 14 and 15 are the times.
+    fields = text.rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICKS

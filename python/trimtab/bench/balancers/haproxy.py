@@ -1,4 +1,4 @@
-"""HAProxy: one thread, one backend of all servers, a private configuration."""
+"""HAProxy: one thread a worker, one backend of all servers, a private configuration."""
 
 import shutil
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ _CONNECTIONS: Final = 8000
 _CONFIG: Final = """\
 global
     maxconn {connections}
-    nbthread 1
+    nbthread {threads}
 defaults
     mode http
     timeout connect 5s
@@ -83,6 +83,7 @@ class Haproxy:
         path.write_text(
             _CONFIG.format(
                 connections=_CONNECTIONS,
+                threads=site.workers,
                 listen=site.listen,
                 method=self.method,
                 servers="\n".join(lines),

@@ -55,7 +55,8 @@ class _Running(RunningNginx):
 class Hook:
     """One mode of Trimtab.
 
-    `slots`: the servers' slots are given. `advised`: a policy server runs beside, without
+    `slots`: the servers' slots are given. `hold`: whether requests wait in nginx until a server has
+    room, as in the configuration. `advised`: a policy server runs beside, without
     learning: it sends the estimates, so that a scenario's first seconds matter less.
     """
 
@@ -63,6 +64,7 @@ class Hook:
     label: str
     slots: bool = True
     advised: bool = True
+    hold: str = "auto"
     hint: str = ""
 
     def missing(self) -> str:
@@ -75,7 +77,7 @@ class Hook:
 
     def start(self, site: Site) -> Running:
         """Start the policy server, if any, then nginx."""
-        config = site.config(slots=self.slots)
+        config = site.config(slots=self.slots, hold=self.hold)
         site.directory.mkdir(parents=True, exist_ok=True)
         policy = _serve(site, config) if self.advised else None
         process = NginxProcess.rendered(site.directory, config)
@@ -124,6 +126,7 @@ def _toml(config: Config) -> str:
         "[nginx]",
         f'listen = ["{config.nginx.listen[0]}"]',
         f'internal_listen = "{config.nginx.internal_listen}"',
+        f"worker_processes = {config.nginx.worker_processes}",
         f'instance = "{config.nginx.instance}"',
         "[learning]",
         f"enabled = {str(config.learning.enabled).lower()}",
@@ -135,6 +138,7 @@ def _toml(config: Config) -> str:
             f'location = "{upstream.location}"',
             f"priority = {upstream.priority}",
             f"deadline_seconds = {upstream.deadline_seconds}",
+            f'hold = "{upstream.hold}"',
         ]
         for peer in upstream.peers:
             lines += ["[[upstream.peer]]", f'address = "{peer.address}"', f"weight = {peer.weight}"]

@@ -1,9 +1,11 @@
 """The rows of the benchmark's table."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 from trimtab.bench.balancers.base import Balancer
+from trimtab.bench.balancers.envoy import Envoy
 from trimtab.bench.balancers.haproxy import Haproxy
 from trimtab.bench.balancers.hook import Hook
 from trimtab.bench.balancers.nginx import Nginx
@@ -41,6 +43,7 @@ BALANCERS: Final[tuple[Balancer, ...]] = (
         retry_500=True,
     ),
     Nginx(name="random-two", label="nginx random two", method="random_two"),
+    Nginx(name="least-time", label="nginx least_time last_byte", method="least_time"),
     Haproxy(name="haproxy-leastconn", label="HAProxy leastconn", method="leastconn"),
     Haproxy(name="haproxy-random", label="HAProxy random(2)", method="random(2)"),
     Haproxy(
@@ -50,7 +53,16 @@ BALANCERS: Final[tuple[Balancer, ...]] = (
         limited=True,
         hint="slots",
     ),
+    Envoy(name="envoy-least-request", label="Envoy least request of two"),
+    Envoy(name="envoy-full-scan", label="Envoy least request of all", full_scan=True),
     Hook(name="trimtab", label="Trimtab", hint="slots"),
+    Hook(
+        name="trimtab-immediate",
+        label="Trimtab, never holding",
+        hold="off",
+        hint="slots",
+    ),
+    Hook(name="trimtab-hold", label="Trimtab, always holding", hold="on", hint="slots"),
     Hook(name="trimtab-unknown", label="Trimtab, nothing given", slots=False),
     Hook(
         name="trimtab-alone",
@@ -69,6 +81,7 @@ QUICK: Final = (
     "least-conn-shared",
     "haproxy-leastconn",
     "haproxy-maxconn",
+    "trimtab-immediate",
     "trimtab",
 )
 
@@ -78,15 +91,27 @@ PEERS: Final = (
     "least-conn",
     "least-conn-shared",
     "random-two",
+    "least-time",
     "haproxy-leastconn",
     "haproxy-random",
+    "envoy-least-request",
+    "envoy-full-scan",
 )
 
 
-def chosen(names: Sequence[str]) -> list[Balancer]:
-    """The balancers of these names, in the table's order. Raises ConfigError."""
+def chosen(names: Sequence[str], *, nginx: str = "") -> list[Balancer]:
+    """The balancers of these names, in the table's order. Raises ConfigError.
+
+    `nginx` is the program of the rows that the system's nginx is too old for.
+    """
     known = {b.name: b for b in BALANCERS}
     for name in names:
         if name not in known:
             raise ConfigError(f"no balancer {name!r}; there are {', '.join(known)}")
-    return [b for b in BALANCERS if b.name in names]
+    balancers = (b for b in BALANCERS if b.name in names)
+    return [
+        replace(b, binary=nginx)
+        if nginx and isinstance(b, Nginx) and b.method == "least_time"
+        else b
+        for b in balancers
+    ]

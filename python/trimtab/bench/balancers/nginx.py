@@ -1,6 +1,7 @@
 """nginx's own balancers, without Lua: a plain configuration for each."""
 
 from dataclasses import dataclass
+from typing import Final
 
 from trimtab.actuators.nginx_binary import find
 from trimtab.actuators.nginx_process import NginxProcess
@@ -8,6 +9,9 @@ from trimtab.bench.balancers.base import Running, Site, cpu_seconds
 from trimtab.errors import DependencyError, TrimtabError
 
 __all__ = ["Nginx", "RunningNginx"]
+
+# The first free nginx with least_time; Debian 12 has 1.22.
+_LEAST_TIME: Final = (1, 31)
 
 
 class RunningNginx:
@@ -37,7 +41,8 @@ class Nginx:
     """One method of nginx in one layout.
 
     `shared`: all classes in one upstream group; else one group a class. `retry_500`: an answer of
-    500 sends the request to another server too, as errors and timeouts do by default.
+    500 sends the request to another server too, as errors and timeouts do by default. `binary`:
+    the program, for methods that the system's nginx has not.
     """
 
     name: str
@@ -46,21 +51,24 @@ class Nginx:
     shared: bool = False
     weighted: bool = False
     retry_500: bool = False
+    binary: str = "nginx"
     hint: str = ""
 
     def missing(self) -> str:
         """Why it cannot run here."""
         try:
-            find("nginx")
+            found = find(self.binary)
         except DependencyError as error:
             return str(error)
+        if self.method == "least_time" and found.version < _LEAST_TIME:
+            return f"{found.path} is {found.name}; name one of 1.31 or newer: --nginx PATH"
         return ""
 
     def start(self, site: Site) -> Running:
         """Start a private nginx."""
         process = NginxProcess.rendered(
             site.directory,
-            site.config(weighted=self.weighted),
+            site.config(weighted=self.weighted, binary=self.binary),
             balancer=self.method,
             layout="one_group" if self.shared else "per_class",
             observe=False,
