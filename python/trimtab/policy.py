@@ -19,6 +19,7 @@ from trimtab.estimate import Estimates
 from trimtab.learn.actions import NEUTRAL, PROFILES, Profile, profile_weights
 from trimtab.learn.clusters import MOST_SAMPLES, Clusters, State, fit
 from trimtab.learn.features import Features
+from trimtab.learn.network import NetworkTable
 from trimtab.learn.qlearning import QTable
 from trimtab.learn.trained import Trained
 from trimtab.model import PeerWeight, UpstreamWeights, Weights
@@ -117,7 +118,7 @@ class Neutral:
 
 
 class Learned:
-    """Gaussian-mixture states and tabular Q-learning over the profiles.
+    """Gaussian-mixture states and Q-learning over the profiles, tabular or with a network.
 
     Keeps the last 2000 observations for fitting. When more observations than
     `outlier_threshold` were outside of every state, it observes for `observe_seconds` more and
@@ -126,15 +127,19 @@ class Learned:
     Args:
         config: the configuration.
         trained: states, values and further profiles to start from.
+        table: what learns, instead of the tabular Q-learning of `trained`; over the same actions.
     """
 
-    def __init__(self, config: Config, trained: Trained | None = None) -> None:
+    def __init__(
+        self, config: Config, trained: Trained | None = None, table: QTable | None = None
+    ) -> None:
         self._config = config
         self._profiles = (*PROFILES, *(trained.profiles if trained else ()))
         self._trained = trained.digest if trained else ""
         learning = config.learning
-        self._table = QTable(
+        self._table = table or NetworkTable(
             [p.name for p in self._profiles],
+            network=trained.network if trained else None,
             exploration_ratio=learning.exploration_ratio,
             seed=learning.seed,
         )
@@ -149,6 +154,7 @@ class Learned:
         if trained and trained.clusters:
             self._clusters = trained.clusters
             self._table.restore(trained.table)
+            self._table.describe(self._clusters)
 
     @property
     def fitted(self) -> bool:
@@ -190,6 +196,7 @@ class Learned:
         now = set(self._clusters.identities)
         gone = sorted(set(before.identities) - now) if before else []
         self._table.forget(gone)
+        self._table.describe(self._clusters)
         self._seen.clear()
         self._occupancy = Counter(self._clusters.classify(s).index for s in samples)
         if self._decided_in in gone:
@@ -302,3 +309,5 @@ class Learned:
         occupancy = Counter({int(s): int(n) for s, n in state["occupancy"]})
         self._table.restore(state["table"])
         self._clusters, self._occupancy = clusters, occupancy
+        if clusters:
+            self._table.describe(clusters)

@@ -10,7 +10,7 @@ from trimtab import config
 from trimtab.bench.scenario import find
 from trimtab.cli import main
 from trimtab.demo.scenario import Scenario, parse
-from trimtab.errors import ConfigError
+from trimtab.errors import ConfigError, StateError
 from trimtab.learn import trained
 from trimtab.policy import Learned
 from trimtab.training import setting
@@ -115,6 +115,29 @@ def test_interrupted_training_goes_on_to_the_same_result(
     more.resume()
     more.run()
     assert more.seeds_done == 3
+
+
+def test_dqn_is_written_beside_and_loaded_without_torch(scenario: Scenario, tmp_path: Path) -> None:
+    """`--method dqn` leaves a network that the server reads with numpy; a changed one is not."""
+    pytest.importorskip("torch", reason="the extra dqn is not installed")
+    output = tmp_path / "t.json"
+    plan(scenario, output, seeds=5, evaluations=0, with_network=True).run()
+    made = setting.configuration(scenario, config.parse(CONFIG))
+    given = trained.load(output, made)
+    assert given.network is not None
+    assert given.network.actions == ("neutral", "affinity", "fast", "spread")
+    assert Learned(made, given).fitted
+    again = plan(scenario, output, seeds=5, evaluations=0, with_network=True)
+    again.resume()
+    again.run()
+    (file,) = tmp_path.glob("*.npz")
+    assert trained.load(output, made).network is not None
+    file.write_bytes(file.read_bytes() + b"x")
+    with pytest.raises(StateError, match=r"not the network that t\.json names"):
+        trained.load(output, made)
+    file.unlink()
+    with pytest.raises(StateError, match="cannot be read"):
+        trained.load(output, made)
 
 
 def test_going_on_with_another_plan_is_refused(scenario: Scenario, tmp_path: Path) -> None:

@@ -58,6 +58,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"candidates of the search for W (default {DEFAULT_EVALUATIONS}; 0: no search)",
     )  # fmt: skip
     parser.add_argument(
+        "--method", choices=("table", "dqn"), default="table",
+        help="what learns: a Q-table (default), or a DQN (needs torch, the extra dqn)",
+    )  # fmt: skip
+    parser.add_argument(
         "--output", default=DEFAULT_OUTPUT, metavar="FILE",
         help=f"the trained file (default {DEFAULT_OUTPUT})",
     )  # fmt: skip
@@ -87,6 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
         seconds=arguments.seconds,
         seeds=arguments.seeds,
         evaluations=arguments.evaluations,
+        with_network=arguments.method == "dqn",
     )
     if arguments.resume:
         work.resume()

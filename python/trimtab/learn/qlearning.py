@@ -23,6 +23,7 @@ from random import Random
 from typing import Any, Final
 
 from trimtab.learn.actions import NEUTRAL
+from trimtab.learn.clusters import Clusters
 
 __all__ = ["Choice", "QTable"]
 
@@ -114,6 +115,14 @@ class QTable:
         """Q(s, a); None before the first visit."""
         cell = self._states[state].cells[action] if state in self._states else _Cell()
         return cell.mean if cell.visits else None
+
+    def cell(self, state: int, action: int) -> tuple[int, float]:
+        """Visits of an action in a state, and their mean target."""
+        found = self._states[state].cells[action] if state in self._states else _Cell()
+        return found.visits, found.mean
+
+    def describe(self, clusters: Clusters) -> None:
+        """What the states look like, after each fit. A table does not care."""
 
     def proven(self, state: int) -> tuple[int, str]:
         """The greedy action in a state and why: neutral unless another has proven itself."""

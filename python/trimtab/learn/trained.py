@@ -5,6 +5,7 @@ atomically; no pickle. The body:
 
     upstreams   {name: [address, ...]}: what it was trained for; the configuration must have these
     profiles    [{"name", "summary", "weights": {upstream: {address: W}}}], W in [1/3, 3]
+    network     {"file", "sha256"} of a DQN's npz (`learn.network`) beside this file, or null
     policy      {"clusters", "table"}: as of `Clusters.to_state` and `QTable.to_state`, or null
     training    how it came about, for people and for going on: never read by the server
 
@@ -12,7 +13,7 @@ A file that fails its check, or is of other upstreams or peers, is refused: wron
 right names would look like a bad server.
 """
 
-import hashlib
+import dataclasses
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -24,9 +25,11 @@ from trimtab.config import Config
 from trimtab.errors import StateError
 from trimtab.learn.actions import PROFILES, Profile, searched
 from trimtab.learn.clusters import Clusters
+from trimtab.learn.network import Network, digest
+from trimtab.learn.network import load as load_network
 from trimtab.learn.qlearning import QTable
 
-__all__ = ["Trained", "body_of", "load", "parse", "read", "write"]
+__all__ = ["Trained", "body_of", "load", "network_beside", "parse", "read", "replace", "write"]
 
 FORMAT: Final = 1
 
@@ -46,13 +49,14 @@ UNMODELLED: Final = ("in_bytes_per_second/", "out_bytes_per_second/", "connectio
 class Trained:
     """What a trained file gives: further profiles, states, and the Q-table's data.
 
-    `clusters` is None and `table` empty when only weights were searched. `digest` names the file's
-    content.
+    `clusters` is None and `table` empty when only weights were searched, `network` None where no
+    DQN was trained. `digest` names the file's content.
     """
 
     profiles: tuple[Profile, ...] = ()
     clusters: Clusters | None = None
     table: Mapping[str, Any] = field(default_factory=dict)
+    network: Network | None = None
     digest: str = ""
 
 
@@ -65,8 +69,9 @@ def body_of(
     profiles: Sequence[Profile],
     policy: Mapping[str, Any] | None,
     training: Mapping[str, Any],
+    network: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """The body of a file; `policy` as of `policy.Learned.to_state`."""
+    """The body of a file; `policy` as of `policy.Learned.to_state`, `network` as said above."""
     kept = None
     if policy and policy["clusters"]:
         clusters = dict(policy["clusters"])
@@ -92,25 +97,30 @@ def body_of(
             for p in profiles
         ],
         "policy": kept,
+        "network": dict(network) if network else None,
         "training": dict(training),
     }
 
 
 def write(path: str | Path, body: Mapping[str, Any]) -> None:
     """Write the file; it is the old or the new one at any time. Raises StateError."""
-    path = Path(path)
     text = _text(body)
     whole = {
         "format": FORMAT,
-        "sha256": hashlib.sha256(text.encode()).hexdigest(),
+        "sha256": digest(text.encode()),
         "body": json.loads(text),
     }
+    replace(path, (json.dumps(whole, indent=1, allow_nan=False) + "\n").encode())
+
+
+def replace(path: str | Path, data: bytes) -> None:
+    """Write a file, atomically. Raises StateError."""
+    path = Path(path)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with beside.open("w", encoding="utf-8") as file:
-            json.dump(whole, file, indent=1, allow_nan=False)
-            file.write("\n")
+        with beside.open("wb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
@@ -140,18 +150,18 @@ def read(path: str | Path) -> tuple[dict[str, Any], str]:
         )
     body = whole["body"]
     try:
-        digest = hashlib.sha256(_text(body).encode()).hexdigest()
+        found = digest(_text(body).encode())
     except ValueError:
-        digest = ""
-    if digest != whole["sha256"] or not isinstance(body, dict):
+        found = ""
+    if found != whole["sha256"] or not isinstance(body, dict):
         raise StateError(f"{path}: damaged (its checksum does not fit); {_AGAIN}")
-    return body, digest
+    return body, found
 
 
 _AGAIN: Final = "make it anew with `trimtab train`"
 
 
-def parse(body: Mapping[str, Any], digest: str = "") -> Trained:
+def parse(body: Mapping[str, Any], content: str = "") -> Trained:
     """What a body gives. Raises KeyError, TypeError or ValueError for one of another shape."""
     profiles = []
     known = {p.name for p in PROFILES}
@@ -167,22 +177,29 @@ def parse(body: Mapping[str, Any], digest: str = "") -> Trained:
         profiles.append(searched(name, str(entry["summary"]), weights))
     policy = body["policy"]
     if policy is None:
-        return Trained(profiles=tuple(profiles), digest=digest)
+        return Trained(profiles=tuple(profiles), digest=content)
     clusters = Clusters.from_state(policy["clusters"])
     # What a table refuses, it refuses here and not when the server is up.
     QTable([p.name for p in (*PROFILES, *profiles)]).restore(policy["table"])
     return Trained(
-        profiles=tuple(profiles), clusters=clusters, table=policy["table"], digest=digest
+        profiles=tuple(profiles), clusters=clusters, table=policy["table"], digest=content
     )
 
 
 def load(path: str | Path, config: Config) -> Trained:
     """The trained file of a configuration. Raises StateError for one that is missing, damaged, or
     trained for other upstreams or peers."""
-    body, digest = read(path)
+    body, content = read(path)
     try:
         theirs = {str(n): sorted(map(str, a)) for n, a in body["upstreams"].items()}
-        trained = parse(body, digest)
+        trained = parse(body, content)
+        if body["network"]:
+            trained = dataclasses.replace(
+                trained, network=network_beside(Path(path), body["network"])
+            )
+            actions = [p.name for p in (*PROFILES, *trained.profiles)]
+            if trained.network and list(trained.network.actions) != actions:
+                raise ValueError("the network has other actions than the profiles")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise StateError(
             f"{path}: of another shape ({type(error).__name__}: {error}); {_AGAIN}"
@@ -200,6 +217,25 @@ def load(path: str | Path, config: Config) -> Trained:
                 f"{config.path} has {', '.join(addresses)}; {_FOR_THIS}"
             )
     return trained
+
+
+def network_beside(path: Path, entry: Mapping[str, str]) -> Network:
+    """The network beside a trained file, whose entry names it. Raises StateError or ValueError."""
+    name = entry["file"]
+    if name != Path(name).name:
+        raise ValueError(f"the network's file {name!r} is not beside it")
+    try:
+        data = (path.parent / name).read_bytes()
+    except OSError as error:
+        raise StateError(
+            f"{path.parent / name}: the network of {path.name} cannot be read: {error.strerror}"
+        ) from None
+    if digest(data) != entry["sha256"]:
+        raise StateError(
+            f"{path.parent / name}: not the network that {path.name} names (its checksum does not "
+            f"fit); {_AGAIN}"
+        )
+    return load_network(data)
 
 
 _FOR_THIS: Final = "train for this configuration: `trimtab train --config FILE`"

@@ -9,6 +9,7 @@ What was reached is a trained file at any time (`learn.trained`): after each sta
 written, so that an interrupted training keeps what is done and `resume` goes on with the rest.
 """
 
+import importlib
 import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -26,8 +27,9 @@ from trimtab.demo.scenario import Scenario
 from trimtab.errors import ConfigError, DependencyError, StateError
 from trimtab.estimate import Estimates
 from trimtab.guard import Guard
-from trimtab.learn import trained
+from trimtab.learn import network, trained
 from trimtab.learn.actions import NEUTRAL, PROFILES, Profile, searched
+from trimtab.learn.network import Network, NetworkTable
 from trimtab.model import Weights
 from trimtab.policy import Learned, Neutral, proposal
 from trimtab.store import Store
@@ -101,6 +103,7 @@ class Training:
         seconds: simulated, of each episode.
         seeds: episodes.
         evaluations: of the search; 0 leaves it out.
+        with_network: whether a DQN learns, instead of the table.
     """
 
     def __init__(
@@ -112,6 +115,7 @@ class Training:
         seconds: float,
         seeds: int,
         evaluations: int,
+        with_network: bool = False,
     ) -> None:
         self._scenario = scenario
         self._config = replace(
@@ -123,6 +127,8 @@ class Training:
         self._addresses = addresses_of(config)
         self._output, self._seconds, self._seeds = output, seconds, seeds
         self._evaluations = evaluations
+        self._network = with_network
+        self._learned: Network | None = None
         self._told: Callable[[Stage], None] = lambda _stage: None
         self._done_seconds = 0.0
         self._progress = _Progress()
@@ -190,6 +196,8 @@ class Training:
             trained.parse(body)
             self._progress = _Progress(**training["progress"])
             self._policy_state = training["policy"]
+            if body["network"]:
+                self._learned = trained.network_beside(self._output, body["network"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise StateError(f"{self._output}: of another shape: {error}") from None
 
@@ -200,10 +208,19 @@ class Training:
             "upstreams": self._given,
             "seconds": self._seconds,
             "evaluations": self._evaluations,
+            "method": "dqn" if self._network else "table",
         }
 
     def _save(self) -> None:
         progress = self._progress
+        entry = None
+        if self._learned is not None:
+            # Named by its content: the trained file never names a network of another moment.
+            data = network.dump(self._learned)
+            content = network.digest(data)
+            path = self._output.with_name(f"{self._output.stem}-{content[:12]}.npz")
+            trained.replace(path, data)
+            entry = {"file": path.name, "sha256": content}
         trained.write(
             self._output,
             trained.body_of(
@@ -215,8 +232,12 @@ class Training:
                     "progress": {n: getattr(progress, n) for n in progress.__dataclass_fields__},
                     "policy": self._policy_state,
                 },
+                entry,
             ),
         )
+        for old in self._output.parent.glob(f"{self._output.stem}-{'[0-9a-f]' * 12}.npz"):
+            if entry is None or old.name != entry["file"]:
+                old.unlink(missing_ok=True)
 
     def run(self, told: Callable[[Stage], None] = lambda _stage: None) -> None:
         """All that is left to do; what is done is in the file, also when this is interrupted.
@@ -296,14 +317,32 @@ class Training:
         }
 
     def _episode(self, seed: int) -> None:
-        policy = Learned(self._config, trained.Trained(profiles=self.profiles))
+        given = trained.Trained(profiles=self.profiles)
+        table = self._dqn() if self._network else None
+        policy = Learned(self._config, given, table)
         if self._policy_state is not None:
             policy.restore(self._policy_state)
         # The first at the scenario's own load, the others around it.
         factor = 1.0 if seed == 1 else Random(seed).uniform(*LOAD_FACTORS)  # noqa: S311
         self._live(seed, factor, policy, self._seconds, f"episode {seed}", self._config)
         self._policy_state = policy.to_state()
+        self._learned = table.network if table else None
         self._progress.seeds.append(seed)
+
+    def _dqn(self) -> NetworkTable:
+        try:
+            dqn = importlib.import_module("trimtab.learn.dqn")
+        except ImportError:
+            raise DependencyError(
+                "a DQN needs the package torch: pip install 'trimtab[dqn]', or train the table "
+                "(--method table)"
+            ) from None
+        table: NetworkTable = dqn.DQN(
+            [p.name for p in (*PROFILES, *self.profiles)],
+            exploration_ratio=EXPLORATION_RATIO,
+            seed=self._config.learning.seed,
+        )
+        return table
 
     def _compare(self) -> None:
         fixed = replace(self._config, learning=replace(self._config.learning, enabled=False))
