@@ -31,6 +31,8 @@ def uncounted() -> str:
         return f"perf does not run: {error}"
     if done.returncode == 0 and count(done.stderr) is not None:
         return ""
+    if "<not " in done.stderr:
+        return "this machine gives perf no counter of instructions"
     said = done.stderr.strip().splitlines()
     return f"perf says {said[-1][:100] if said else 'nothing'!r}"
 

@@ -64,10 +64,11 @@ _EXPENDABLE: Final = ("in time/s", "p50 ms", "CPU µs", "p99.9 ms", "errors")
 
 def title(plan: Plan, scenario: Scenario) -> str:
     """What was run, in a line."""
+    plural = "" if len(plan.seeds) == 1 else "s"
     workers = "" if plan.workers == 1 else f", {plan.workers} workers"
     return (
         f"{scenario.description}; {scenario.requests_per_second:.0f} requests/s, "
-        f"{plan.seconds_of(scenario):g} s, {len(plan.seeds)} seeds{workers}"
+        f"{plan.seconds_of(scenario):g} s, {len(plan.seeds)} seed{plural}{workers}"
     )
 
 

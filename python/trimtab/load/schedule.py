@@ -161,7 +161,8 @@ def _times(load: ClassLoad, seconds: float, seed: int) -> Floats:
         edges = np.append(edges[edges < end], end)
         rate = np.array(rates)[np.searchsorted(starts, edges[:-1], side="right") - 1]
         rate = rate * multipliers[np.searchsorted(changes, edges[:-1], side="right") - 1]
-        cumulative = np.concatenate([[0.0], np.cumsum(rate * np.diff(edges))])
+        with np.errstate(over="ignore"):  # an endless run is refused below
+            cumulative = np.concatenate([[0.0], np.cumsum(rate * np.diff(edges))])
         total = float(cumulative[-1])
         if total == 0:
             continue

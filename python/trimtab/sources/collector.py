@@ -156,11 +156,12 @@ def collect(
 
     Readings are due at whole intervals from the start; one that is missed is not made up for. A
     page that cannot be read is told once, and once that it can be again. Raises ConfigError when
-    it cannot be read in the first `first_seconds`, and TrimtabError when the file cannot be
-    written.
+    it cannot be read in the first `first_seconds`, or not before the end unless somebody asked
+    for that, and TrimtabError when the file cannot be written.
     """
     started = time.monotonic()
     failing_since: float | None = None
+    why = ""  # the last reading failed
     first, misses = True, 0  # nothing read yet; readings missed since the last one
     before: dict[tuple[str, str], float] = {}
     with Page(url, agent="trimtab-collect") as page:
@@ -171,6 +172,7 @@ def collect(
                 status = vts.read(page)
             except SourceError as error:
                 misses += 1
+                why = str(error)
                 if first and began - started >= first_seconds:
                     raise ConfigError(f"{error}; nothing was collected") from None
                 if failing_since is None and not first:
@@ -194,5 +196,7 @@ def collect(
             now = time.monotonic()
             due = started + interval_seconds * (1 + (now - started) // interval_seconds)
             ended = end.wait(due - now)
-            if ended and (end.asked or first):
+            if ended and first and not end.asked:
+                raise ConfigError(f"{why}; nothing was collected")
+            if ended and end.asked:
                 return file.lines  # whoever asks does not want to wait for a last reading

@@ -63,7 +63,7 @@ def test_every_balancer_meets_the_same_requests(
     ]
     assert main(arguments) in (0, 1)  # 1: the machine was too busy for a valid run
     printed = capsys.readouterr().out
-    assert "small: small; 150 requests/s, 2 s, 1 seeds" in printed
+    assert "small: small; 150 requests/s, 2 s, 1 seed" in printed
     assert "bound: central queue in deadline order" in printed
     sent = []
     for name in PRESENT:
@@ -81,7 +81,7 @@ def test_every_balancer_meets_the_same_requests(
     if any(not o["valid"] for o in data["outcomes"]):
         return  # would be run again
     markdown = (output / "results.md").read_text()
-    assert "small; 150 requests/s, 2 s, 1 seeds." in markdown
+    assert "small; 150 requests/s, 2 s, 1 seed." in markdown
     written = {path: path.stat().st_mtime_ns for path in (output / "runs").iterdir()}
     assert main([*arguments, "--resume"]) == 0
     assert {path: path.stat().st_mtime_ns for path in (output / "runs").iterdir()} == written

@@ -186,6 +186,7 @@ BAD = {
     "deadline": ([replace(A, deadline_seconds=0)], 1.0),
     "mean length of a calm": ([replace(A, bursts=Bursts(2, 1, 0))], 1.0),
     "at most 50000000": ([replace(A, rate_per_second=1e6)], 1e6),
+    "would have inf requests": ([replace(A, rate_per_second=1e308)], 1e308),
     "work must be": ([replace(A, work=lambda _, n: np.full(n, -1.0))], 1.0),
 }
 

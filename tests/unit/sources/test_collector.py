@@ -114,6 +114,18 @@ def test_a_page_that_never_was_is_an_error(page: Page, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_end_before_the_first_reading_is_an_error_too(page: Page, tmp_path: Path) -> None:
+    """A time that is over sooner than the page is given up must not look like success."""
+    page.body = None
+    with (
+        End(seconds=0.05) as end,
+        contextlib.closing(LineFile(tmp_path / "s.json")) as file,
+        pytest.raises(ConfigError, match=r"answers 503 .*; nothing was collected"),
+    ):
+        collect(page.url, file, end, interval_seconds=0.02, notify=lambda _: None)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_page_may_come_late(page: Page, tmp_path: Path) -> None:
     """In the first seconds a page that does not answer yet is waited for."""
     page.body = None
