@@ -1,6 +1,7 @@
 -- What workers tell each other of their waiting rooms: in each worker's row
 -- of the shared mapping, per server, how many of its requests wait for it,
--- their work, and how urgent the most urgent of them is.
+-- their work, and how urgent the most urgent of them is: the instant by which
+-- it must start, and its urgency from then on.
 --
 -- A worker that serves its own room thereby counts the more urgent requests
 -- of others, and does not take the slot that one of them waits for; and who
@@ -8,7 +9,11 @@
 -- their worker at its room, 50 ms at most: they steer, nothing is counted by
 -- them. With one worker nothing is published.
 local mapping = require("resty.trimtab.mapping")
+local room_module = require("resty.trimtab.room")
+local rule = require("resty.trimtab.rule")
 
+local due_of = room_module.due_of
+local lateness = rule.lateness
 local max = math.max
 local new = require("ffi").new
 local tonumber = tonumber
@@ -18,6 +23,8 @@ local _M = {}
 local map, head, own
 local others, count = {}, 0
 local seen_stamp = -1
+-- When the present walk runs, and the scale of urgencies then.
+local walk_now, mean_service = 0, 1
 -- What a request sees: the servers with the claims of others.
 local seen, seen_work
 -- The walk in which a server's published urgency was set.
@@ -82,6 +89,12 @@ function _M.others_of(u)
 end
 
 
+-- How urgent the request of a row is that waits for server i.
+local function urgency_at(row, i)
+    return row.value[i] * lateness(row.due[i] - walk_now, mean_service)
+end
+
+
 -- For room.drain: the servers as the cursor of this class sees them.
 function _M.see(class, view)
     local servers, u = class.server, class.urgency
@@ -94,7 +107,7 @@ function _M.see(class, view)
         if row.room.waiting > 0 then
             for p = 0, class.count - 1 do
                 local i = servers[p]
-                if row.claims[i] > 0 and row.urgency[i] > u then
+                if row.claims[i] > 0 and urgency_at(row, i) > u then
                     seen[i] = seen[i] + row.claims[i]
                     seen_work[i] = seen_work[i] + row.claimed[i]
                 end
@@ -107,8 +120,9 @@ end
 
 -- A walk through the room begins: the urgencies that it finds replace those
 -- published before.
-function _M.begin_walk()
+function _M.begin_walk(now, seconds)
     walk = walk + 1
+    walk_now, mean_service = now, seconds
 end
 
 
@@ -121,7 +135,7 @@ function _M.retract(waiter)
         own.claims[i] = rest
         own.claimed[i] = rest > 0 and own.claimed[i] - waiter.claim_work or 0
         if rest <= 0 then
-            own.urgency[i] = 0
+            own.value[i] = 0
         end
     end
 end
@@ -138,11 +152,10 @@ function _M.claimed(waiter, p, urgency)
         own.claims[i] = own.claims[i] + 1
         own.claimed[i] = own.claimed[i] + waiter.claim_work
     end
-    if set_in[i] == walk then
-        urgency = max(urgency, own.urgency[i])
+    if set_in[i] ~= walk or urgency > urgency_at(own, i) then
+        set_in[i] = walk
+        own.due[i], own.value[i] = due_of(class, waiter)
     end
-    set_in[i] = walk
-    own.urgency[i] = urgency
 end
 
 
@@ -178,21 +191,50 @@ end
 
 -- The port of the worker to wake when server i has room: that of the most
 -- urgent request for it, or else of any request. 0 when there is none.
-function _M.port_for(i)
+function _M.port_for(i, now, seconds)
     if is_alone() then
         return 0
     end
+    walk_now, mean_service = now, seconds
     local best, port, any = 0, 0, 0
     for r = 1, count do
         local row = others[r]
         if row.room.waiting > 0 then
-            any = row.owner.port
-            if row.claims[i] > 0 and row.urgency[i] > best then
-                best, port = row.urgency[i], any
+            any = max(any, row.owner.port)
+            local urgency = row.claims[i] > 0 and urgency_at(row, i) or 0
+            if urgency > best then
+                best, port = urgency, row.owner.port
             end
         end
     end
     return tonumber(port > 0 and port or any)
+end
+
+
+-- The port of the next worker, in the order of the rows, in which requests
+-- wait: to pass a poke on. 0 when there is none.
+function _M.next_port()
+    if is_alone() then
+        return 0
+    end
+    local after, first = 0, 0
+    for r = count, 1, -1 do
+        local row = others[r]
+        if row.room.waiting > 0 then
+            if row.index > own.index then
+                after = row.owner.port
+            else
+                first = row.owner.port
+            end
+        end
+    end
+    return tonumber(after > 0 and after or first)
+end
+
+
+-- How many other workers there are.
+function _M.others()
+    return is_alone() and 0 or count
 end
 
 

@@ -39,6 +39,8 @@ local uniform = dispatch.uniform
 
 -- nginx's timers have milliseconds; less would only spin.
 local MIN_WAIT_SECONDS = 0.001
+-- A poke that nobody uses ends after so many workers.
+local MAX_HOPS = 16
 -- Memory of the pace at which a class is served, in requests.
 local PACE_MEMORY = 16
 
@@ -141,7 +143,7 @@ local function drain(now, waiter)
     if is_alone() then
         drain_room(room, view, now, bind)
     else
-        claims.begin_walk()
+        claims.begin_walk(now, view.mean_service)
         drain_room(room, view, now, bind, claims.see, claims.claimed)
     end
     self = nil
@@ -155,18 +157,25 @@ function _M.freed(i, now)
         drain(now)
     end
     if others_wait() and in_flight_at(i) < registry.limit[i] then
-        wake.poke(claims.port_for(i))
+        local port = claims.port_for(i, now, tonumber(map.head.mean_service))
+        wake.poke(port, i, min(claims.others() - 1, MAX_HOPS))
     end
 end
 
 
--- Looks at the room, if anyone waits.
-local function recheck()
+-- Looks at the room, if anyone waits. Where a poke says that server i has
+-- room and nobody here takes it, those of the next worker may.
+local function recheck(i, hops)
     if room.waiting > 0 then
         local now = clock()
         follow(registry, dict, now)
         touch(now)
         drain(now)
+    end
+    if i and hops > 0 and i < map.head.addresses and others_wait()
+       and in_flight_at(i) < registry.limit[i]
+    then
+        wake.poke(claims.next_port(), i, hops - 1)
     end
 end
 
@@ -189,7 +198,8 @@ end
 
 -- Publishes what a waiter that no drain has looked at waits for.
 local function claim(waiter, upstream, now)
-    claims.begin_walk()
+    local mean_service = tonumber(map.head.mean_service)
+    claims.begin_walk(now, mean_service)
     gather(upstream.count, upstream.server, view.in_flight, view.work)
     claims.add_own(upstream, view.in_flight, view.work)
     local p = pick(upstream.count, upstream.server, upstream.weight,
@@ -198,7 +208,7 @@ local function claim(waiter, upstream, now)
                    registry.slots, uniform(), view.scores)
     if p >= 0 then
         claims.claimed(waiter, p, room_module.urgency_of(
-            upstream, waiter, now, tonumber(map.head.mean_service)))
+            upstream, waiter, now, mean_service))
     end
 end
 

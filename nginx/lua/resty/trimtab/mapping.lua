@@ -88,7 +88,7 @@ typedef struct { double waiting; } trimtab_room;
 
 local MAGIC = 0x7472696d
 -- Rises with every change of the structs above.
-local LAYOUT = 2
+local LAYOUT = 3
 local PAGE_BYTES = 4096
 -- The proto's bound.
 local MAX_UPSTREAMS = 256
@@ -143,7 +143,8 @@ local function offsets(addresses, pairs_, rows)
     row_part("room", sizeof("trimtab_room"))
     row_part("claims", addresses * 8)
     row_part("claimed", addresses * 8)
-    row_part("urgency", addresses * 8)
+    row_part("due", addresses * 8)
+    row_part("value", addresses * 8)
     row_part("classes", MAX_UPSTREAMS * sizeof("trimtab_class"))
     row_part("pairs", pairs_ * sizeof("trimtab_pair"))
     row_part("levels", addresses * sizeof("trimtab_levels"))
@@ -189,7 +190,8 @@ function _M.row(map, index)
         room = cast("trimtab_room *", base + at.row.room),
         claims = cast("double *", base + at.row.claims),
         claimed = cast("double *", base + at.row.claimed),
-        urgency = cast("double *", base + at.row.urgency),
+        due = cast("double *", base + at.row.due),
+        value = cast("double *", base + at.row.value),
         classes = cast("trimtab_class *", base + at.row.classes),
         pairs = cast("trimtab_pair *", base + at.row.pairs),
         levels = cast("trimtab_levels *", base + at.row.levels),

@@ -118,6 +118,15 @@ end
 local urgency_of = _M.urgency_of
 
 
+-- The instant by which a waiting request must start to be in time, and how
+-- urgent it is from then on.
+function _M.due_of(class, waiter)
+    local deadline = deadline_of(class)
+    return waiter.arrival + deadline - class.service,
+           1 / (deadline * class.service)
+end
+
+
 -- Puts each class's cursor on its head.
 local function rewind(classes, now, mean_service)
     for c = 1, #classes do

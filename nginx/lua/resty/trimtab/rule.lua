@@ -180,14 +180,22 @@ function _M.limit(slots, is_given, service)
 end
 
 
+-- What is left of an urgency with so many seconds to spare, 0 to 1.
+local function lateness(slack, mean_service)
+    return exp(-max(0, slack) / (LOOKAHEAD * mean_service))
+end
+
+_M.lateness = lateness
+
+
 -- ATC index (apparent tardiness cost: Vepsalainen and Morton 1987) of a
 -- waiting request: how urgent it is, larger is sooner. Times in seconds;
 -- `arrival` and `now` on the same clock. It is constant once a request is too
 -- late, so alone it would let a class of long services and far deadlines wait
 -- for ever in overload: see room.lua.
 function _M.urgency(now, arrival, deadline, service, mean_service)
-    local slack = max(0, arrival + deadline - service - now)
-    return exp(-slack / (LOOKAHEAD * mean_service)) / (deadline * service)
+    return lateness(arrival + deadline - service - now, mean_service)
+           / (deadline * service)
 end
 
 

@@ -1,5 +1,6 @@
--- Pokes between workers: a datagram of one byte on the loopback interface
--- says "look at your waiting room, there may be a slot".
+-- Pokes between workers: a datagram of three bytes on the loopback interface
+-- says "look at your waiting room, this server may have room, and if you do
+-- not use it poke the next one, so many times".
 --
 -- One UDP socket, made in init_by_lua before the workers fork, is what all
 -- of them send from. Each worker listens on one of nginx's own, connected to
@@ -15,6 +16,7 @@ local ffi = require("ffi")
 
 local C = ffi.C
 local WARN = ngx.WARN
+local byte = string.byte
 local errno = ffi.errno
 local ffi_string = ffi.string
 local format = string.format
@@ -36,7 +38,7 @@ int trimtab_socket(int, int, int) __asm__("socket");
 int trimtab_bind(int, const void *, unsigned int) __asm__("bind");
 int trimtab_getsockname(int, void *, unsigned int *)
     __asm__("getsockname");
-long trimtab_sendto(int, const char *, size_t, int, const void *,
+long trimtab_sendto(int, const void *, size_t, int, const void *,
                     unsigned int) __asm__("sendto");
 long trimtab_recvfrom(int, char *, size_t, int, void *, unsigned int *)
     __asm__("recvfrom");
@@ -49,6 +51,8 @@ local DATAGRAM_NONBLOCK_CLOEXEC = 0x80802
 local DONT_WAIT_NO_SIGNAL = 0x4040
 -- A poke that is lost costs a waiting request this much at most.
 local RECHECK_SECONDS = 0.05
+-- An address's index in two bytes, and one.
+local MESSAGE_BYTES = 3
 -- After so many wake-ups the timer is started anew, so that what nginx keeps
 -- for a running timer is freed.
 local WAKES = 100000
@@ -62,6 +66,7 @@ local address = new("trimtab_sockaddr")
 local length = new("unsigned int[1]")
 local buffer_bytes = 64
 local buffer = new("char[?]", buffer_bytes)
+local message = new("unsigned char[?]", MESSAGE_BYTES)
 
 
 local function fill(a_port)
@@ -105,12 +110,15 @@ function _M.init(dict)
 end
 
 
--- Wakes the worker that listens on this port; 0 is nobody.
-function _M.poke(a_port)
+-- Wakes the worker that listens on this port (0 is nobody), as server i has
+-- room; `hops` more may be poked after it, at most 255.
+function _M.poke(a_port, i, hops)
     if descriptor and a_port > 0 then
         fill(a_port)
-        C.trimtab_sendto(descriptor, "!", 1, DONT_WAIT_NO_SIGNAL, address,
-                         sizeof(address))
+        message[0], message[1] = bit.rshift(i, 8), bit.band(i, 255)
+        message[2] = hops
+        C.trimtab_sendto(descriptor, message, MESSAGE_BYTES,
+                         DONT_WAIT_NO_SIGNAL, address, sizeof(address))
     end
 end
 
@@ -156,8 +164,9 @@ local function connect(map, pid)
 end
 
 
--- Calls `look` whenever this worker is poked and every RECHECK_SECONDS, from
--- a timer, until the worker exits and `is_done()` says that nobody waits.
+-- Calls `look(i, hops)` whenever this worker is poked, and look() after
+-- RECHECK_SECONDS without a poke, from a timer, until the worker exits and
+-- `is_done()` says that nobody waits.
 function _M.listen(map, pid, look, is_done)
     local function run(premature)
         if premature then
@@ -173,15 +182,19 @@ function _M.listen(map, pid, look, is_done)
                     " s instead")
         end
         for wakes = 1, math.huge do
-            local state = "timeout"
+            local poke, failed
             if socket then
-                local _, failed = socket:receive(buffer_bytes)
-                state = failed or "poked"
+                poke, failed = socket:receive(buffer_bytes)
             end
-            if not socket or state ~= "timeout" and state ~= "poked" then
-                ngx.sleep(RECHECK_SECONDS)
+            if poke and #poke == MESSAGE_BYTES then
+                local high, low, hops = byte(poke, 1, MESSAGE_BYTES)
+                look(high * 256 + low, hops)
+            else
+                if not poke and failed ~= "timeout" then
+                    ngx.sleep(RECHECK_SECONDS)
+                end
+                look()
             end
-            look()
             if ngx.worker.exiting() then
                 if is_done() then
                     return
