@@ -12,7 +12,7 @@ from trimtab.bench.markdown import write_text
 from trimtab.bench.report import Row, ScenarioReport, notes, scenario_report
 from trimtab.bench.runner import Plan, Results
 from trimtab.bench.statistics import Ratio
-from trimtab.bench.tables import title
+from trimtab.bench.tables import shares_text, title
 from trimtab.bench.verdict import OURS, Comparison, compare, headline, lost
 
 __all__ = ["write_page"]
@@ -44,7 +44,7 @@ td.best { font-weight: 700; text-decoration: underline; }
 td.good, span.good { background: var(--good); } td.bad, span.bad { background: var(--bad); }
 span.good, span.bad { padding: 0 0.4rem; border-radius: 3px; }
 tr.bound td { color: var(--soft); font-style: italic; }
-td.bar { width: 22%; min-width: 8rem; } td.bar div { height: 0.8rem; border-radius: 2px;
+td.bar { width: 18%; min-width: 6rem; } td.bar div { height: 0.8rem; border-radius: 2px;
   background: var(--bar); } tr.ours td.bar div { background: var(--ours); }
 tr.bound td.bar div { opacity: 0.45; }
 img { width: 100%; margin-top: 0.8rem; } pre, code { overflow-wrap: anywhere; }
@@ -81,9 +81,8 @@ def _bar(value: float) -> str:
 def _row(row: Row, kind: str) -> str:
     label = html.escape(row.label) + (f" <small>({html.escape(row.hint)})</small>" * bool(row.hint))
     if row.missing:
-        return (
-            f'<tr><td>{label}</td><td class="text" colspan="8">{html.escape(row.missing)}</td></tr>'
-        )
+        why = html.escape(row.missing)
+        return f'<tr><td>{label}</td><td class="text" colspan="10">{why}</td></tr>'
     errors = "–" if math.isnan(row.error_ratio) else f"{100 * row.error_ratio:.2f}%"
     cells = [
         _number(row.art_per_1000),
@@ -92,6 +91,8 @@ def _row(row: Row, kind: str) -> str:
         _number(1000 * row.p99_seconds),
         _number(1000 * row.p999_seconds),
         errors,
+        _number(row.goodput_per_second),
+        shares_text(row.shares),
         _number(1e6 * row.cpu_seconds_per_request, 0),
     ]
     tds = "".join(f"<td>{cell}</td>" for cell in cells)
@@ -111,8 +112,8 @@ def _section(plan: Plan, report: ScenarioReport, picture: Path | None) -> str:
     head = "".join(
         f"<th>{name}</th>"
         for name in (
-            "balancer", "ART per 1000, log scale", "ART/1000", "to least-conn [95%]", "p50 ms",
-            "p99 ms", "p99.9 ms", "errors", "CPU µs",
+            "balancer", "log scale", "ART/1000", "to least-conn [95%]", "p50 ms",
+            "p99 ms", "p99.9 ms", "errors", "in time/s", "shares %", "CPU µs",
         )
     )  # fmt: skip
     return (

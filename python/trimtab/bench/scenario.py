@@ -34,6 +34,7 @@ _ORDER: Final = (
     "equal",
     "speeds",
     "slowdown",
+    "slowdown-overload",
     "three-classes",
     "failing",
     "hanging",

@@ -12,7 +12,10 @@ from trimtab.bench.statistics import Ratio
 from trimtab.demo.scenario import Scenario
 from trimtab.terminal import table
 
-__all__ = ["HEADER", "cells", "ratio_text", "tables", "title", "wrapped"]
+__all__ = ["HEADER", "cells", "ratio_text", "shares_text", "tables", "title", "wrapped"]
+
+# Servers whose shares a table shows one by one.
+_MOST_SHARES: Final = 4
 
 # Names of bounds where there is little room.
 _SHORT: Final = {
@@ -28,6 +31,14 @@ def _number(value: float, digits: int = 1) -> str:
     return f"{value:.{digits}f}" if value < 1000 else f"{value:.0f}"
 
 
+def shares_text(shares: Sequence[float]) -> str:
+    """What each server had of the requests, in per cent; of many servers the least and the most."""
+    whole = [round(100 * share) for share in shares]
+    if len(whole) > _MOST_SHARES:
+        return f"{min(whole)} to {max(whole)}"
+    return " ".join(map(str, whole)) or "-"
+
+
 def ratio_text(ratio: Ratio | None) -> str:
     """A ratio with its interval, or a dash."""
     return "-" if ratio is None else str(ratio)
@@ -38,7 +49,7 @@ def cells(row: Row) -> list[str]:
     label = f"{row.label} *" if row.hint else row.label
     ratio = "1" if row.name == BASE and row.seeds else ratio_text(row.ratio)
     if row.missing:
-        return [label, "missing", *["-"] * 7]
+        return [label, "missing", *["-"] * 8]
     return [
         label,
         _number(row.art_per_1000),
@@ -49,17 +60,18 @@ def cells(row: Row) -> list[str]:
         "-" if math.isnan(row.error_ratio) else f"{100 * row.error_ratio:.2f}%",
         _number(row.goodput_per_second),
         _number(1e6 * row.cpu_seconds_per_request, 0),
+        shares_text(row.shares),
     ]
 
 
 HEADER: Final = (
     "balancer", "ART/1000", "to least-conn [95%]", "p50 ms", "p99 ms", "p99.9 ms", "errors",
-    "in time/s", "CPU µs",
+    "in time/s", "CPU µs", "shares %",
 )  # fmt: skip
 
 
 # What a narrow terminal does without, in this order; the files have everything.
-_EXPENDABLE: Final = ("in time/s", "p50 ms", "CPU µs", "p99.9 ms", "errors")
+_EXPENDABLE: Final = ("shares %", "in time/s", "p50 ms", "CPU µs", "p99.9 ms", "errors")
 
 
 def title(plan: Plan, scenario: Scenario) -> str:

@@ -13,7 +13,7 @@ from trimtab.bench.outcome import Outcome, read, warm_up_seconds, write
 from trimtab.bench.report import notes, scenario_report, write_json
 from trimtab.bench.runner import Plan, Results
 from trimtab.bench.scenario import find
-from trimtab.bench.tables import tables, wrapped
+from trimtab.bench.tables import shares_text, tables, wrapped
 from trimtab.bench.verdict import compare, lost
 from trimtab.errors import ConfigError, StateError
 from trimtab.twin.bounds import Summary
@@ -93,7 +93,7 @@ def test_the_table_has_a_row_for_everything(plan: Plan, results: Results) -> Non
     text = tables(plan, results)
     assert "three classes on speeds 1:2:4, 80% load; 622 requests/s, 10 s, 3 seeds" in text
     row = next(line for line in text.splitlines() if "maxconn" in line)
-    assert row.split()[-8:-6] == ["missing", "-"]
+    assert row.split()[-9:-7] == ["missing", "-"]
     assert "bound: a bound" in text
     assert "Trimtab to the best peer without hints (least-conn-shared): ART 0.10 [" in text
     said = notes(plan, results)
@@ -116,6 +116,13 @@ def test_tables_fit_the_terminal(plan: Plan, results: Results, columns: int) -> 
     assert ("(no room for p50 ms, " in text) == (columns == 80)
     assert max(map(len, wrapped(notes(plan, results), columns).splitlines())) <= columns
     assert "p50 ms" in tables(plan, results)
+
+
+def test_shares_are_of_each_server_or_of_the_extremes() -> None:
+    """Twelve numbers would not fit."""
+    assert shares_text((0.142, 0.286, 0.572)) == "14 29 57"
+    assert shares_text([0.03] * 6 + [0.1, 0.12, 0.15, 0.15, 0.15, 0.15]) == "3 to 15"
+    assert shares_text(()) == "-"
 
 
 def test_markdown_has_what_the_documentation_needs(plan: Plan, results: Results) -> None:

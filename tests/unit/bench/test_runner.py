@@ -171,7 +171,7 @@ def test_scenarios_and_balancers_are_listed(capsys: pytest.CaptureFixture[str]) 
     """With the rate of each scenario, and what a balancer was told."""
     assert main(["bench", "--list"]) == 0
     printed = capsys.readouterr().out
-    assert "three-classes         622  three classes on speeds" in printed
+    assert "three-classes             622  three classes on speeds" in printed
     assert "haproxy-maxconn" in printed
 
 

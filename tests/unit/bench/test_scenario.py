@@ -16,6 +16,7 @@ def test_every_scenario_of_the_benchmark_is_there() -> None:
         "equal",
         "speeds",
         "slowdown",
+        "slowdown-overload",
         "three-classes",
         "failing",
         "hanging",
