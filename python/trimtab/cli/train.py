@@ -15,6 +15,7 @@ from trimtab.sources.collected import read_lines
 from trimtab.terminal import Progress, table
 from trimtab.training.course import NEUTRAL_NAME, Training
 from trimtab.training.setting import addresses_of, configuration, fitted
+from trimtab.twin.agreement import checks, speed_per_second
 from trimtab.twin.compiled import AVAILABLE
 from trimtab.twin.fit import Fit, from_status, from_windows
 
@@ -66,6 +67,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"the trained file (default {DEFAULT_OUTPUT})",
     )  # fmt: skip
     parser.add_argument(
+        "--agreement", action="store_true",
+        help="instead of training, compare the simulator with queueing theory",
+    )  # fmt: skip
+    parser.add_argument(
         "--resume", action="store_true", help="go on with what --output holds, with more seeds too"
     )
 
@@ -78,6 +83,9 @@ def run(arguments: argparse.Namespace) -> int:
         value = getattr(arguments, name)
         if not least <= value <= most:
             raise ConfigError(f"--{name} is {value:g}; it must be from {least:g} to {most:g}")
+    if arguments.agreement:
+        print(_agreement())
+        return 0
     if arguments.scenario and arguments.statistics:
         raise ConfigError("--scenario and --from are both given; give one of them")
     chosen, made = _setting(arguments)
@@ -140,6 +148,17 @@ def _fit(path: str, given: Config | None) -> Fit:
     slots = {p.address: p.slots for u in given.upstreams for p in u.peers}
     deadlines = {u.name: u.deadline_seconds for u in given.upstreams}
     return from_windows(windows_of(read_lines(path), WINDOW_SECONDS), slots, deadlines, path)
+
+
+def _agreement() -> str:
+    rows = [
+        [c.name, f"{c.formula:.4f}", f"{c.twin:.4f}", f"{c.error:.4f}",
+         f"{100 * (c.twin / c.formula - 1):+.2f}%"]
+        for c in checks()
+    ]  # fmt: skip
+    header = ["mean response time", "formula", "twin", "standard error", "off by"]
+    speed = f"{speed_per_second():,.0f} requests per second of processor time"
+    return table(header, rows) + f"\n\n{speed}: three servers, three classes, our rule"
 
 
 def _kept(work: Training, output: Path, seeds: int) -> str:

@@ -16,9 +16,10 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, Final, TypeVar, cast
 
-__all__ = ["AVAILABLE", "compiled", "compiled_module", "inlined"]
+__all__ = ["AVAILABLE", "bare", "compiled", "compiled_module", "inlined"]
 
 F = TypeVar("F", bound=Callable[..., object])
+Array = TypeVar("Array")
 
 
 def _cache_directory() -> str:
@@ -59,6 +60,34 @@ def inlined(function: F) -> F:
     if _numba is None:
         return function
     return cast(F, _numba.njit(cache=True, error_model="numpy", inline="always")(function))
+
+
+def _bare() -> Callable[[Array], Array]:
+    """`bare`, see below."""
+    if _numba is None:
+        return lambda array: array
+    numba = _numba
+    extending = importlib.import_module("numba.extending")
+    ir = importlib.import_module("llvmlite.ir")
+
+    def pointer(_context: Any, source: Any) -> Any:
+        def generate(_target: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+            return builder.inttoptr(arguments[0], ir.IntType(8).as_pointer())
+
+        return numba.types.voidptr(source), generate
+
+    as_pointer, carray = extending.intrinsic(pointer), numba.carray
+
+    def unmanaged(array: Any) -> Any:
+        return carray(as_pointer(array.ctypes.data), array.shape, array.dtype)
+
+    return cast(Callable[[Array], Array], numba.njit(unmanaged))
+
+
+# In compiled code: the same memory as an array that nobody counts references to; the caller keeps
+# the array itself. Counting them in a loop over tuples of arrays costs more than the loop: a
+# factor of four. Elsewhere it is the array.
+bare: Final = _bare()
 
 
 def compiled_module(module: ModuleType, names: Sequence[str]) -> Any:

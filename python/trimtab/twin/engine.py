@@ -10,40 +10,50 @@ between. Other rules are in `rivals`.
 """
 
 import math
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.model import BUCKET_BOUNDS_SECONDS, CONCURRENCY_LEVELS, FAILED_TARDINESS
+from trimtab.model import BUCKET_BOUNDS_SECONDS, FAILED_TARDINESS
 from trimtab.twin import rivals, rule, stations
 from trimtab.twin.compiled import compiled, compiled_module, inlined
-from trimtab.twin.stations import Stations
+from trimtab.twin.parts import (
+    BUCKETS,
+    FAILED_REQUESTS,
+    FAILURES,
+    IN_FLIGHT,
+    IN_FLIGHT_SECONDS,
+    LEVELS,
+    REQUESTS,
+    SECONDS,
+    SINCE,
+    SQUARED,
+    TARDINESS,
+    TARDY,
+    UNQUEUED,
+    UNQUEUED_SECONDS,
+    UNQUEUED_SQUARED,
+    Balancers,
+    Control,
+    Counters,
+    Load,
+    Outcome,
+    bare_balancers,
+    bare_control,
+    bare_counters,
+    bare_load,
+    bare_outcome,
+)
+from trimtab.twin.stations import Stations, bare_stations
 
-__all__ = [
-    "BUCKETS",
-    "COLUMNS",
-    "FAILED",
-    "OK",
-    "TRIMTAB",
-    "Balancers",
-    "Control",
-    "Counters",
-    "Load",
-    "Outcome",
-    "balancers",
-    "control",
-    "counters",
-    "outcome",
-    "run",
-]
+__all__ = ["FAILED", "OK", "TRIMTAB", "run"]
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 OK: Final = 200
 FAILED: Final = 500
-UNFINISHED: Final = 0
 
 TRIMTAB: Final = 0  # the code of our own rule; the others are in `rivals`
 
@@ -53,160 +63,13 @@ TOUCH_SECONDS: Final = 0.05
 # As in services.lua: memory of a class's mean service time, in samples.
 SERVICE_MEMORY: Final = 200.0
 
-BUCKETS: Final = len(BUCKET_BOUNDS_SECONDS) + 1
-LEVELS: Final = CONCURRENCY_LEVELS
 FIRST_BUCKET_SECONDS: Final = BUCKET_BOUNDS_SECONDS[0]
 FAILED_COUNTS: Final = FAILED_TARDINESS
-
-# Columns of the counters of a pair.
-REQUESTS: Final = 0
-FAILURES: Final = 1  # tries that failed
-FAILED_REQUESTS: Final = 2
-SECONDS: Final = 3
-SQUARED: Final = 4
-TARDINESS: Final = 5
-TARDY: Final = 6
-UNQUEUED: Final = 7
-UNQUEUED_SECONDS: Final = 8
-UNQUEUED_SQUARED: Final = 9
-IN_FLIGHT: Final = 10
-IN_FLIGHT_SECONDS: Final = 11
-SINCE: Final = 12
-COLUMNS: Final = 13
 
 _rule = compiled_module(rule, ("score", "pick", "advance", "rate", "error_ratio", "forget"))
 _pick, _advance, _rate = _rule.pick, _rule.advance, _rule.rate
 _error_ratio, _forget = _rule.error_ratio, _rule.forget
 _enter, _leave, _change = stations.enter, stations.leave, stations.change
-
-
-class Load(NamedTuple):
-    """N requests in order of arrival, and K changes of servers, as in `workload`.
-
-    `balancer` (N,): who gets it. `uniform` (N, 4): for ties, failures, and rules that draw.
-    """
-
-    at: Floats
-    kind: Integers
-    work: Floats
-    balancer: Integers
-    uniform: Floats
-    change_at: Floats
-    change_server: Integers
-    change_speed: Floats
-    change_error: Floats
-    change_down: Integers
-
-
-class Control(NamedTuple):
-    """What each of B balancers was told of C classes and M servers (see `model.PeerWeight`)."""
-
-    weight: Floats  # (B, C, M)
-    affinity: Floats  # (B, C, M)
-    skip: Floats  # (B, C, M): 1 for drained
-    service: Floats  # (B, C): v_j in use
-    prior: Floats  # (B·M,), see `Balancers`
-    slots: Floats  # (B·M,): 0 for unknown
-    server: Integers  # (B, M): where the M servers are in (B·M,)
-    mean_service: Floats  # (B,)
-    tau: Floats  # (B,)
-    deadline: Floats  # (C,): 0 for unknown
-
-
-class Balancers(NamedTuple):
-    """What B balancers know by themselves of M servers: server i at balancer b is at b·M + i."""
-
-    in_flight: Floats  # (B·M,)
-    work: Floats
-    done: Floats
-    busy: Floats
-    last: Floats
-    rate: Floats
-    error: Floats
-    touched: Floats  # (B,)
-    memory: Floats  # (B, M, rivals.MEMORY): of the rules in `rivals`
-
-
-class Counters(NamedTuple):
-    """What B balancers have counted."""
-
-    pair: Floats  # (B·C·M, COLUMNS)
-    buckets: Integers  # (B·C·M, BUCKETS)
-    completions_at: Integers  # (B·M, LEVELS)
-    seconds_at: Floats  # (B·M, LEVELS)
-    sampled: Floats  # (B, C): tries behind `service`
-    service: Floats  # (B, C): own estimate of v_j
-
-
-class Outcome(NamedTuple):
-    """What became of N requests: `status` is 0 for one that has not ended."""
-
-    ended: Floats
-    peer: Integers  # of the last try; -1: none
-    status: Integers
-    own: Floats  # v_j·a_ij that its balancer counts for it
-    unqueued: Integers  # whether the last try found a free slot
-    began: Floats  # of the last try
-    cursor: Integers  # (2,): requests and changes that have been taken
-
-
-def control(balancers: int, classes: int, servers: int) -> Control:
-    """What a balancer has before anyone tells it anything; 10 ms as in registry.lua."""
-    shape = (balancers, classes, servers)
-    return Control(
-        weight=np.ones(shape),
-        affinity=np.ones(shape),
-        skip=np.zeros(shape),
-        service=np.full((balancers, classes), 0.01),
-        prior=np.ones(balancers * servers),
-        slots=np.zeros(balancers * servers),
-        server=np.arange(balancers * servers).reshape(balancers, servers),
-        mean_service=np.full(balancers, 0.01),
-        tau=np.full(balancers, 0.3),
-        deadline=np.zeros(classes),
-    )
-
-
-def balancers(count: int, servers: int) -> Balancers:
-    """Balancers that have seen nothing."""
-    shape = count * servers
-    return Balancers(
-        in_flight=np.zeros(shape),
-        work=np.zeros(shape),
-        done=np.zeros(shape),
-        busy=np.zeros(shape),
-        last=np.zeros(shape),
-        rate=np.ones(shape),
-        error=np.zeros(shape),
-        touched=np.zeros(count),
-        memory=np.zeros((count, servers, rivals.MEMORY)),
-    )
-
-
-def counters(balancers: int, classes: int, servers: int) -> Counters:
-    """All zero."""
-    pairs = balancers * classes * servers
-    return Counters(
-        pair=np.zeros((pairs, COLUMNS)),
-        buckets=np.zeros((pairs, BUCKETS), dtype=np.int64),
-        completions_at=np.zeros((balancers * servers, LEVELS), dtype=np.int64),
-        seconds_at=np.zeros((balancers * servers, LEVELS)),
-        sampled=np.zeros((balancers, classes)),
-        service=np.zeros((balancers, classes)),
-    )
-
-
-def outcome(requests: int) -> Outcome:
-    """Nothing has happened."""
-    return Outcome(
-        ended=np.full(requests, np.nan),
-        peer=np.full(requests, -1, dtype=np.int64),
-        status=np.full(requests, UNFINISHED, dtype=np.int64),
-        own=np.zeros(requests),
-        unqueued=np.zeros(requests, dtype=np.int64),
-        began=np.zeros(requests),
-        cursor=np.zeros(2, dtype=np.int64),
-    )
 
 
 @inlined
@@ -364,11 +227,10 @@ def _dispatch(
 
 
 @compiled
-def run(
+def _loop(
     until: float, code: int, load: Load, s: Stations, c: Control, k: Balancers, n: Counters,
     o: Outcome,
 ) -> None:  # fmt: skip
-    """Let everything happen that happens before `until` or then."""
     m = s.slots.shape[0]
     total, changes = load.at.shape[0], load.change_at.shape[0]
     skip = np.zeros(m)
@@ -423,3 +285,15 @@ def run(
                     )  # fmt: skip
                 _end_request(job, False, now, load, c, n, o)
                 job = following
+
+
+@compiled
+def run(
+    until: float, code: int, load: Load, s: Stations, c: Control, k: Balancers, n: Counters,
+    o: Outcome,
+) -> None:  # fmt: skip
+    """Let everything happen that happens before `until` or then."""
+    _loop(
+        until, code, bare_load(load), bare_stations(s), bare_control(c), bare_balancers(k),
+        bare_counters(n), bare_outcome(o),
+    )  # fmt: skip

@@ -12,10 +12,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.twin.compiled import inlined
+from trimtab.twin.compiled import bare, compiled, inlined
 from trimtab.twin.workload import Servers
 
-__all__ = ["Stations", "change", "enter", "leave", "stations"]
+__all__ = ["Stations", "bare_stations", "change", "enter", "leave", "stations"]
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -62,6 +62,29 @@ def stations(servers: Servers, requests: int) -> Stations:
         free=np.zeros((m, int(servers.slots.max()))),
         following=np.full(requests, -1, dtype=np.int64),
         ends=np.zeros(requests),
+    )
+
+
+@compiled
+def bare_stations(of: Stations) -> Stations:
+    """The same arrays, see `compiled.bare`."""
+    return Stations(
+        slots=bare(of.slots),
+        sharing=bare(of.sharing),
+        speed=bare(of.speed),
+        affinity=bare(of.affinity),
+        thrash=bare(of.thrash),
+        error=bare(of.error),
+        down=bare(of.down),
+        virtual=bare(of.virtual),
+        moved=bare(of.moved),
+        rate=bare(of.rate),
+        next_end=bare(of.next_end),
+        present=bare(of.present),
+        head=bare(of.head),
+        free=bare(of.free),
+        following=bare(of.following),
+        ends=bare(of.ends),
     )
 
 

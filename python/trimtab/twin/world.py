@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.model import AddressCounters, PairCounters, Snapshot, Weights
-from trimtab.twin import engine, rivals, stations
+from trimtab.twin import engine, parts, rivals, stations
 from trimtab.twin.workload import Changes, Requests, Servers
 
 __all__ = ["RULES", "World"]
@@ -83,7 +83,7 @@ class World:
         self._upstreams, self._addresses = tuple(upstreams), tuple(addresses)
         self._code = RULES[rule]
         self._delay, self._interval = delay_seconds, interval_seconds
-        self._load = engine.Load(
+        self._load = parts.Load(
             at=requests.at,
             kind=requests.kind,
             work=requests.work,
@@ -100,10 +100,10 @@ class World:
             change_down=changes.down,
         )
         self._stations = stations.stations(servers, count)
-        self._control = engine.control(balancers, c, m)
-        self._balancers = engine.balancers(balancers, m)
-        self._counters = engine.counters(balancers, c, m)
-        self.outcome = engine.outcome(count)
+        self._control = parts.control(balancers, c, m)
+        self._balancers = parts.balancers(balancers, m)
+        self._counters = parts.counters(balancers, c, m)
+        self.outcome = parts.outcome(count)
         if slots_known:
             self._control.slots[:] = np.tile(servers.slots, balancers)
         for j, name in enumerate(upstreams):
@@ -230,23 +230,23 @@ class World:
     def _pair(self, b: int, j: int, i: int) -> PairCounters:
         q = (b * len(self._upstreams) + j) * len(self._addresses) + i
         v = self._counters.pair[q]
-        present = float(v[engine.IN_FLIGHT])
-        requests, failed = int(v[engine.REQUESTS]), int(v[engine.FAILED_REQUESTS])
+        present = float(v[parts.IN_FLIGHT])
+        requests, failed = int(v[parts.REQUESTS]), int(v[parts.FAILED_REQUESTS])
         return PairCounters(
             in_flight=present,
             requests=requests,
             responses=(0, requests - failed, 0, 0, failed),
-            failures=int(v[engine.FAILURES]),
-            response_time_seconds=float(v[engine.SECONDS]),
-            response_time_squared=float(v[engine.SQUARED]),
-            tardiness=float(v[engine.TARDINESS]),
-            tardy=int(v[engine.TARDY]),
-            unqueued=int(v[engine.UNQUEUED]),
-            unqueued_seconds=float(v[engine.UNQUEUED_SECONDS]),
-            unqueued_squared=float(v[engine.UNQUEUED_SQUARED]),
+            failures=int(v[parts.FAILURES]),
+            response_time_seconds=float(v[parts.SECONDS]),
+            response_time_squared=float(v[parts.SQUARED]),
+            tardiness=float(v[parts.TARDINESS]),
+            tardy=int(v[parts.TARDY]),
+            unqueued=int(v[parts.UNQUEUED]),
+            unqueued_seconds=float(v[parts.UNQUEUED_SECONDS]),
+            unqueued_squared=float(v[parts.UNQUEUED_SQUARED]),
             buckets=tuple(self._counters.buckets[q].tolist()),
             in_flight_seconds=float(
-                v[engine.IN_FLIGHT_SECONDS] + present * (self.now - v[engine.SINCE])
+                v[parts.IN_FLIGHT_SECONDS] + present * (self.now - v[parts.SINCE])
             ),
         )
 
@@ -255,4 +255,4 @@ class World:
     def totals(self) -> tuple[int, float]:
         """Finished requests and their tardiness so far, over all balancers."""
         pair = self._counters.pair
-        return int(pair[..., engine.REQUESTS].sum()), float(pair[..., engine.TARDINESS].sum())
+        return int(pair[..., parts.REQUESTS].sum()), float(pair[..., parts.TARDINESS].sum())

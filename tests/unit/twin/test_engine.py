@@ -9,6 +9,7 @@ import pytest
 import rule_sequences
 from trimtab.model import PeerWeight, UpstreamWeights, Weights
 from trimtab.twin import engine, rule
+from trimtab.twin.agreement import checks, erlang_c_response, speed_per_second
 from trimtab.twin.compiled import AVAILABLE, compiled_module
 from trimtab.twin.workload import Changes, Requests, Servers, poisson
 from trimtab.twin.world import RULES, World
@@ -47,14 +48,6 @@ def mean_response(servers: Servers, rate: float, work=None) -> tuple[float, floa
         assert (one.outcome.status == engine.OK).all()
         means.append((one.outcome.ended - requests.at)[COUNT // 50 :].mean())
     return float(np.mean(means)), float(np.std(means, ddof=1) / math.sqrt(RUNS))
-
-
-def erlang_c_response(slots: int, load: float) -> float:
-    """Mean response time of M/M/c with service rate 1."""
-    offered = slots * load
-    last = offered**slots / math.factorial(slots) / (1 - load)
-    waits = last / (sum(offered**k / math.factorial(k) for k in range(slots)) + last)
-    return 1 + waits / (slots * (1 - load))
 
 
 @pytest.mark.parametrize(("slots", "load"), [(1, 0.5), (1, 0.7), (2, 0.7), (8, 0.8)])
@@ -280,3 +273,12 @@ def test_same_seed_same_outcome_however_time_is_cut() -> None:
     cut.finish()
     assert (whole.outcome.peer == cut.outcome.peer).all()
     assert whole.outcome.ended == pytest.approx(cut.outcome.ended)
+
+
+def test_agreement_table_is_within_its_errors() -> None:
+    """What `trimtab train --agreement` prints: every formula within four standard errors, but for
+    the two choices, whose formula is for infinitely many servers."""
+    for check in checks(count=COUNT // 3, runs=10):
+        slack = 0.03 * check.formula if "two choices" in check.name else 0.0
+        assert abs(check.twin - check.formula) < 4.5 * check.error + slack, check.name
+    assert speed_per_second(2000) > 0
