@@ -38,6 +38,8 @@ def provenance(commits: Sequence[str] = ()) -> str:
 
 def _row(row: Row) -> list[str]:
     shown = cells(row)
+    # A star would begin something bold.
+    shown[0] = f"{row.label} (told the {row.hint})" if row.hint else row.label
     return [f"**{cell}**" for cell in shown] if row.name == OURS else shown
 
 
@@ -63,7 +65,9 @@ def markdown_of(plan: Plan, results: Results) -> str:
     if comparisons:
         losses = "\n".join(f"* {c}" for c in lost(comparisons)) or "In none of these comparisons."
         blocks.append(f"### Where Trimtab loses\n\nRatios of Trimtab's to the other's.\n\n{losses}")
-    said = "\n".join(f"* {line.removeprefix('* ')}" for line in notes(plan, results).splitlines())
+    said = "\n".join(
+        f"* {line}" for line in notes(plan, results).splitlines() if not line.startswith("* ")
+    )
     blocks.append(f"### Notes\n\n{said}")
     return "\n\n".join(blocks) + "\n"
 

@@ -101,7 +101,7 @@ def compare(plan: Plan, results: Results) -> list[Comparison]:
 
 
 def headline(comparisons: Sequence[Comparison]) -> str:
-    """One sentence on ART; empty without comparisons."""
+    """A sentence on ART and one on p99; empty without comparisons."""
     if not comparisons:
         return ""
     scenarios = list(dict.fromkeys(c.scenario for c in comparisons))
@@ -116,7 +116,9 @@ def headline(comparisons: Sequence[Comparison]) -> str:
         f"balancers ({len(scenarios)} scenario{'s' if len(scenarios) > 1 else ''}), "
         f"alike or undecided in {count['alike']}, and higher in {count['worse']}"
     )
-    return f"{text} (in {', '.join(beaten)})." if beaten else f"{text}."
+    text += f" (in {', '.join(beaten)})." if beaten else "."
+    p99 = {v: [c.p99_verdict for c in comparisons].count(v) for v in ("better", "worse")}
+    return f"{text} Its p99 is lower in {p99['better']} and higher in {p99['worse']}."
 
 
 def lost(comparisons: Sequence[Comparison]) -> list[Comparison]:

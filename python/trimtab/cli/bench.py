@@ -120,35 +120,32 @@ def _columns() -> int | None:
 
 
 def _show(plan: Plan, results: Results, *, as_markdown: bool) -> None:
-    """Print the tables, and write the files."""
-    columns = _columns()
+    """Write the files, then print: whoever reads only the first lines must not cost the files."""
     text = markdown.markdown_of(plan, results)
-    if as_markdown:
-        print(text)
-    else:
-        print(tables.tables(plan, results, columns))
-        print()
-        comparisons = verdict.compare(plan, results)
-        if comparisons:
-            said = [verdict.headline(comparisons)]
-            if lost := verdict.lost(comparisons):
-                said += ["Worse than others (ratios of Trimtab's to theirs):"]
-                said += [f"  {comparison}" for comparison in lost]
-            print(tables.wrapped("\n".join(said), columns))
-            print()
-        print(tables.wrapped(report.notes(plan, results), columns))
     markdown.write_text(text, plan.directory / "results.md")
     report.write_json(plan, results, plan.directory / "results.json")
     drawn: dict[str, Path | None] = {}
     if pictures.available():
         drawn = {s.name: pictures.draw(plan, results, s) for s in plan.scenarios}
-    else:
-        print("no pictures: matplotlib is missing (pip install 'trimtab[plots]')", file=sys.stderr)
     page.write_page(plan, results, drawn, plan.directory / "report.html")
-    print(
-        f"written to {plan.directory}: report.html, results.md, results.json",
-        file=sys.stderr if as_markdown else sys.stdout,
-    )
+    said = [f"written to {plan.directory}: report.html, results.md, results.json"]
+    if not pictures.available():
+        said.append("no pictures: matplotlib is missing (pip install 'trimtab[plots]')")
+    print(text if as_markdown else _text(plan, results))
+    print("\n".join(said), file=sys.stderr if as_markdown else sys.stdout)
+
+
+def _text(plan: Plan, results: Results) -> str:
+    """Tables, verdict and notes for the terminal."""
+    columns = _columns()
+    comparisons = verdict.compare(plan, results)
+    said = [verdict.headline(comparisons)] if comparisons else []
+    if lost := verdict.lost(comparisons):
+        said += ["Worse than others (ratios of Trimtab's to theirs):"]
+        said += [f"  {comparison}" for comparison in lost]
+    blocks = ["\n".join(said), report.notes(plan, results)]
+    wrapped = [tables.wrapped(block, columns) for block in blocks if block]
+    return "\n\n".join([tables.tables(plan, results, columns), *wrapped])
 
 
 async def _interruptible(plan: Plan, results: Results, bar: terminal.Progress) -> int:

@@ -136,7 +136,7 @@ def test_markdown_has_what_the_documentation_needs(plan: Plan, results: Results)
     text = markdown_of(plan, results)
     assert "commit abc1234;" in text
     assert "Trimtab's ART is lower in 2 of 3 comparisons" in text
-    assert "| **Trimtab *** | **8.0** | **0.05 [" in text
+    assert "| **Trimtab (told the slots)** | **8.0** | **0.05 [" in text
     assert "| *bound: a bound* | 2.0 |" in text
     lost = text.partition("### Where Trimtab loses")[2]
     assert (
