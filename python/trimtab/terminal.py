@@ -13,6 +13,10 @@ from typing import TextIO
 __all__ = ["Progress", "table"]
 
 
+# From ten minutes on nobody counts seconds.
+_MANY_SECONDS = 600
+
+
 class Progress:
     """A progress bar over a known number of seconds; use as a context manager.
 
@@ -72,7 +76,7 @@ class Progress:
         self._label, self._drawn_at = label, now
         done = min(max(done_seconds, 0.0), self._total)
         left = self._total - done
-        text = f"{label:<14} {done / self._total:4.0%}  {left:4.0f} {self._unit} left  {note}"
+        text = f"{label:<14} {done / self._total:4.0%}  {_left(left, self._unit)} left  {note}"
         if not self._bar:
             self._stream.write(text.rstrip() + "\n")
             self._stream.flush()
@@ -87,6 +91,14 @@ class Progress:
         self._stream.write("\r" + text.ljust(self._width))
         self._stream.flush()
         self._width = len(text)
+
+
+def _left(left: float, unit: str) -> str:
+    """What is left; many seconds as minutes, which is how people wait."""
+    if unit != "s" or left < _MANY_SECONDS:
+        return f"{left:4.0f} {unit}"
+    hours, minutes = divmod(round(left / 60), 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, indent: str = "") -> str:

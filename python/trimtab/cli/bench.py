@@ -19,7 +19,7 @@ from trimtab.bench.runner import run as run_plan
 from trimtab.bench.scenario import find, names
 from trimtab.errors import ConfigError, DependencyError
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["add_arguments", "plan", "run"]
 
 # The short set: where balancers differ most, in under a quarter of an hour.
 QUICK_SCENARIOS: Final = ("speeds", "slowdown", "three-classes", "sharing")
@@ -47,10 +47,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="compare balancers (default), or measure what a request costs them in processor time",
     )  # fmt: skip
     parser.add_argument(
-        "--scenario", nargs="+", metavar="NAME", help="run these (default: a short set)"
+        "--scenario", nargs="+", metavar="NAME", help="run these, or all (default: a short set)"
     )
     parser.add_argument(
-        "--balancer", nargs="+", metavar="NAME", help="run these (default: a short set)"
+        "--balancer", nargs="+", metavar="NAME", help="run these, or all (default: a short set)"
     )
     parser.add_argument(
         "--seeds", type=int, default=3, metavar="N", help="1 to N; rounds of cost (default 3)"
@@ -91,24 +91,25 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.what == "cost":
         return _cost(arguments)
-    plan = _plan(arguments)
+    wanted = plan(arguments)
     results = Results()
     caught = 0
     try:
-        with terminal.Progress(plan.total_seconds) as bar:
-            caught = asyncio.run(_interruptible(plan, results, bar))
+        with terminal.Progress(wanted.total_seconds) as bar:
+            caught = asyncio.run(_interruptible(wanted, results, bar))
     finally:
         # Also when something failed: hours may have gone into what is done.
         if results.outcomes:
-            _show(plan, results, as_markdown=arguments.markdown)
+            _show(wanted, results, as_markdown=arguments.markdown)
     if not results.outcomes:
-        print(report.notes(plan, results), file=sys.stderr)
+        print(report.notes(wanted, results), file=sys.stderr)
     if caught:
         return 128 + caught
     if results.problems:
         return 1
     # What was not asked for by name may be missing: its row says so.
-    lacking = results.missing and (arguments.balancer or not results.outcomes)
+    asked_for = set(arguments.balancer or ()) & results.missing.keys()
+    lacking = asked_for or (results.missing and not results.outcomes)
     return DependencyError.exit_status if lacking else 0
 
 
@@ -198,6 +199,13 @@ def _cost(arguments: argparse.Namespace) -> int:
     directory = _directory(arguments.output / "cost")
     found = cost.Cost()
     status = 0
+    caught: list[int] = []
+
+    def on_signal(number: int, _frame: object) -> None:
+        caught.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, on_signal)
     with terminal.Progress(cost.total_seconds(seconds, rounds)) as bar:
         try:
             cost.measure(
@@ -208,7 +216,9 @@ def _cost(arguments: argparse.Namespace) -> int:
                 report=bar.update,
             )
         except KeyboardInterrupt:
-            status = 130
+            status = 128 + (caught or [signal.SIGINT])[0]
+        finally:
+            signal.signal(signal.SIGTERM, before)
     text = cost_tables.markdown_of(found)
     if found.rounds:
         markdown.write_text(text, directory / "cost.md")
@@ -217,10 +227,14 @@ def _cost(arguments: argparse.Namespace) -> int:
     return status or int(found.errors > 0)
 
 
-def _plan(arguments: argparse.Namespace) -> Plan:
+def plan(arguments: argparse.Namespace) -> Plan:
+    """What the arguments ask for, checked; the output directory is made. Raises ConfigError."""
     full = arguments.full
-    scenarios = arguments.scenario or (names() if full else QUICK_SCENARIOS)
-    balancers = arguments.balancer or ([b.name for b in BALANCERS] if full else QUICK)
+    every = names(), [b.name for b in BALANCERS]
+    scenarios = arguments.scenario or (every[0] if full else QUICK_SCENARIOS)
+    balancers = arguments.balancer or (every[1] if full else QUICK)
+    scenarios = every[0] if "all" in scenarios else scenarios
+    balancers = every[1] if "all" in balancers else balancers
     _, seconds = _lengths(arguments, FULL_SECONDS if full else QUICK_SECONDS)
     if arguments.nginx:
         _check_nginx(arguments.nginx)

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trimtab.bench.balancers.known import chosen
+from trimtab.bench.balancers.known import BALANCERS, chosen
 from trimtab.bench.outcome import digest
-from trimtab.bench.scenario import schedule
+from trimtab.bench.scenario import names, schedule
 from trimtab.bench.stage import free_ports
-from trimtab.cli import main
+from trimtab.cli import main, parser
+from trimtab.cli.bench import plan
 from trimtab.demo.scenario import load
 
 SCENARIO = """
@@ -180,3 +181,13 @@ def test_free_ports_are_free() -> None:
     first = free_ports(5)
     assert first >= 15000
     assert first + 5 <= 32000
+
+
+def test_the_short_set_takes_under_a_quarter_of_an_hour(tmp_path: Path) -> None:
+    """Also with a run in eight repeated; `all` is everything that is listed."""
+    arguments = parser(["bench"]).parse_args(["bench", "--output", str(tmp_path)])
+    assert 1.125 * plan(arguments).total_seconds < 15 * 60
+    arguments.scenario = arguments.balancer = ["all"]
+    everything = plan(arguments)
+    assert [s.name for s in everything.scenarios] == names()
+    assert list(everything.balancers) == list(BALANCERS)
