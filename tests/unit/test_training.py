@@ -12,6 +12,8 @@ from trimtab.cli import main
 from trimtab.demo.scenario import Scenario, parse
 from trimtab.errors import ConfigError, StateError
 from trimtab.learn import trained
+from trimtab.learn.actions import PROFILES
+from trimtab.learn.features import Features
 from trimtab.policy import Learned
 from trimtab.training import setting
 from trimtab.training.course import Stage, Training
@@ -85,8 +87,31 @@ def test_trained_file_is_what_the_server_starts_from(scenario: Scenario, tmp_pat
     values = policy.status()["values"]
     assert policy.fitted
     assert sum(len(tried) for tried in values.values()) >= 2
-    assert {"neutral", "affinity", "fast", "spread"} <= set(work.art_per_1000)
+    assert {"neutral", "affinity", "fast", "spread", "as learned"} <= set(work.art_per_1000)
+    overall = trained.read(output)[0]["policy"]["table"]["overall"]
+    assert [name for name, *_ in overall] == [p.name for p in (*PROFILES, *work.profiles)][1:]
     assert work.requests > 4 * 60 * 15
+
+
+def test_what_was_measured_better_is_what_the_server_starts_with(
+    scenario: Scenario, tmp_path: Path
+) -> None:
+    """Advantages over neutral on the same requests are known over all states: a fresh server
+    chooses the best of those that are sure, in a state that it has never met."""
+    work = plan(scenario, tmp_path / "t.json", seeds=1, evaluations=0)
+    work.run()
+    body, _ = trained.read(tmp_path / "t.json")
+    rows = body["policy"]["table"]["overall"]
+    body["policy"]["table"]["overall"] = [
+        [n, 8, 1.0 if n == "fast" else -1.0, 0.1] for n, *_ in rows
+    ]
+    trained.write(tmp_path / "t.json", body)
+    made = setting.configuration(scenario, config.parse(CONFIG))
+    made = replace(made, learning=replace(made.learning, exploration_ratio=0.0))
+    policy = Learned(made, trained.load(tmp_path / "t.json", made))
+    names = policy.status()["clusters"][0]["means"]
+    policy.observe(Features(names=tuple(names), values=tuple(99.0 for _ in names)), 1.0)
+    assert policy.decide().profile == "fast"
 
 
 def test_interrupted_training_goes_on_to_the_same_result(

@@ -3,7 +3,9 @@
     1. search   W_ij by CMA-ES on the scenario (`twin.search`): the profiles "twin" and "twin-half"
     2. learn    an episode a seed: the production controller with its estimator, guard and policy
                 in a `twin.world.World`; the load varies from seed to seed, so that states differ
-    3. compare  every profile, fixed, on requests that training has not seen
+    3. measure  every profile, fixed, on the same requests: its advantage over neutral, paired by
+                decision window, is what the table knows beforehand over all states
+    4. compare  every profile, fixed, and what was learned, on requests that nothing has seen
 
 What was reached is a trained file at any time (`learn.trained`): after each stage and episode it is
 written, so that an interrupted training keeps what is done and `resume` goes on with the rest.
@@ -12,7 +14,7 @@ written, so that an interrupted training keeps what is done and `resume` goes on
 import importlib
 import math
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
@@ -30,6 +32,7 @@ from trimtab.guard import Guard
 from trimtab.learn import network, trained
 from trimtab.learn.actions import NEUTRAL, PROFILES, Profile, searched
 from trimtab.learn.network import Network, NetworkTable
+from trimtab.learn.reward import FLOOR
 from trimtab.model import Weights
 from trimtab.policy import Learned, Neutral, proposal
 from trimtab.store import Store
@@ -51,10 +54,16 @@ LOAD_FACTORS: Final = (0.7, 1.1)
 # enough for a hundred candidates in a minute.
 SEARCH_SECONDS: Final = 60.0
 SEARCH_RUNS: Final = 3
-COMPARE_SECONDS: Final = 240.0
+
+# Long enough for some decisions after the server's usual observation.
+COMPARE_SECONDS: Final = 900.0
+
+# The row of the comparison for what the server starts from: states, values and all profiles.
+LEARNED: Final = "as learned"
 
 # Runs of the search and of the comparison draw from numbers that no episode has.
 SEARCH_SEED: Final = 1_000_000
+MEASURE_SEED: Final = 1_500_000
 COMPARE_SEED: Final = 2_000_000
 
 
@@ -89,6 +98,8 @@ class _Progress:
     weights: list[list[float]] | None = None  # W (C, M) of the search
     searched: dict[str, float] = field(default_factory=dict)
     seeds: list[int] = field(default_factory=list)
+    # profile -> windows, mean and variance of its advantage in reward over neutral, measured
+    advantages: dict[str, list[float]] = field(default_factory=dict)
     art_per_1000: dict[str, float] = field(default_factory=dict)  # profile -> ART, compared
     requests: int = 0
 
@@ -118,6 +129,7 @@ class Training:
         with_network: bool = False,
     ) -> None:
         self._scenario = scenario
+        self._live_config = config
         self._config = replace(
             config, learning=replace(config.learning, exploration_ratio=EXPLORATION_RATIO)
         )
@@ -138,7 +150,7 @@ class Training:
     def total_seconds(self) -> float:
         """Simulated seconds of a whole training, about."""
         runs = self._evaluations * SEARCH_RUNS * SEARCH_SECONDS + self._seeds * self._seconds
-        return runs + (len(PROFILES) + 2) * self._compare_seconds
+        return runs + (2 * len(PROFILES) + 6) * self._compare_seconds
 
     @property
     def _compare_seconds(self) -> float:
@@ -226,7 +238,7 @@ class Training:
             trained.body_of(
                 self._given,
                 self.profiles,
-                self._policy_state,
+                self._known(),
                 {
                     "plan": self._plan(),
                     "progress": {n: getattr(progress, n) for n in progress.__dataclass_fields__},
@@ -250,9 +262,13 @@ class Training:
         for seed in range(1, self._seeds + 1):
             if seed not in self._progress.seeds:
                 self._episode(seed)
-                self._progress.art_per_1000 = {}
+                self._progress.advantages, self._progress.art_per_1000 = {}, {}
                 self._save()
             self._done_seconds += self._seconds
+        if not self._progress.advantages:
+            self._measure()
+            self._save()
+        self._done_seconds += self._compare_seconds * (1 + len(self.profiles) + len(PROFILES))
         if not self._progress.art_per_1000:
             self._compare()
             self._save()
@@ -344,15 +360,48 @@ class Training:
         )
         return table
 
-    def _compare(self) -> None:
+    def _fixed(self, seed: int, doing: str) -> Iterator[tuple[str, float, list[float]]]:
+        """Each profile's name, ART per 1000 and rewards, in force through the same requests."""
         fixed = replace(self._config, learning=replace(self._config.learning, enabled=False))
         profiles = (*PROFILES, *self.profiles)
-        for profile in profiles:
+        before = self._done_seconds
+        for n, profile in enumerate(profiles):
+            self._done_seconds = before + n * self._compare_seconds
             policy = _Fixed(fixed, profile.name, profiles)
-            label = f"compare {profile.name}"
-            art = self._live(COMPARE_SEED, 1.0, policy, self._compare_seconds, label, fixed)
-            self._progress.art_per_1000[profile.name] = art
-            self._done_seconds += self._compare_seconds
+            label = f"{doing} {profile.name}"
+            art, rewards = self._live(seed, 1.0, policy, self._compare_seconds, label, fixed)
+            yield profile.name, art, rewards
+        self._done_seconds = before
+
+    def _measure(self) -> None:
+        found = {name: np.array(rewards) for name, _, rewards in self._fixed(MEASURE_SEED, "try")}
+        for name, rewards in found.items():
+            gains = rewards - found[NEUTRAL_NAME]
+            if name != NEUTRAL_NAME and gains.size:
+                self._progress.advantages[name] = [
+                    gains.size,
+                    float(gains.mean()),
+                    float(gains.var()),
+                ]
+
+    def _known(self) -> dict[str, Any] | None:
+        """The state of the policy, with what was measured of each profile over all states."""
+        state = self._policy_state
+        if state is None or not self._progress.advantages:
+            return state
+        overall = [[name, int(n), *rest] for name, (n, *rest) in self._progress.advantages.items()]
+        return {**state, "table": {**state["table"], "overall": overall}}
+
+    def _compare(self) -> None:
+        for name, art, _ in self._fixed(COMPARE_SEED, "compare"):
+            self._progress.art_per_1000[name] = art
+        self._done_seconds = self.total_seconds - self._compare_seconds
+        body = trained.body_of(self._given, self.profiles, self._known(), {})
+        given = replace(trained.parse(body), network=self._learned)
+        started = Learned(self._live_config, given)
+        self._progress.art_per_1000[LEARNED], _ = self._live(
+            COMPARE_SEED, 1.0, started, self._compare_seconds, LEARNED, self._live_config
+        )
 
     def _live(
         self,
@@ -362,8 +411,11 @@ class Training:
         seconds: float,
         label: str,
         config: Config,
-    ) -> float:
-        """ART per 1000 requests of the production controller with that policy."""
+    ) -> tuple[float, list[float]]:
+        """ART per 1000 requests of the production controller with that policy, and the reward of
+        each decision window."""
+        rewards: list[float] = []
+        began, counted, summed = 0.0, 0, 0.0
         interval = config.policy.interval_seconds
         # A report and a fetch an interval each: half of one in the mean.
         world = self._world(seed, seconds, factor, delay=interval / 2)
@@ -378,9 +430,13 @@ class Training:
                 controller.step()
                 requests, tardiness = world.totals()
                 art = 1000 * tardiness / max(requests, 1)
+                if world.now - began >= config.learning.decision_seconds:
+                    gained = (tardiness - summed) / max(requests - counted, 1)
+                    rewards.append(-math.log(FLOOR + gained))
+                    began, counted, summed = world.now, requests, tardiness
                 note = f"ART per 1000 {art:.1f}, {controller.phase}"
                 self._told(Stage(label, self._done_seconds + world.now, note))
             controller.close()
         requests, tardiness = world.totals()
         self._progress.requests += requests
-        return 1000 * tardiness / max(requests, 1)
+        return 1000 * tardiness / max(requests, 1), rewards
