@@ -205,7 +205,7 @@ def _cost(arguments: argparse.Namespace) -> int:
         caught.append(number)
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, on_signal)
+    before = [(n, signal.signal(n, on_signal)) for n in (signal.SIGINT, signal.SIGTERM)]
     with terminal.Progress(cost.total_seconds(seconds, rounds)) as bar:
         try:
             cost.measure(
@@ -218,7 +218,8 @@ def _cost(arguments: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             status = 128 + (caught or [signal.SIGINT])[0]
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before:
+                signal.signal(number, handler)
     text = cost_tables.markdown_of(found)
     if found.rounds:
         markdown.write_text(text, directory / "cost.md")

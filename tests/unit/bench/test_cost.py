@@ -1,17 +1,28 @@
 """The cost of balancing: the figures, and one short round with real programs."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from trimtab.bench import cost
+from trimtab.bench.balancers.base import Site
+from trimtab.bench.balancers.hook import Hook
 from trimtab.bench.cost import Cost, Measured
 from trimtab.bench.cost_tables import markdown_of, table_of, write_json
 from trimtab.bench.instructions import Counter, count, uncounted
+from trimtab.cli import main
 from trimtab.errors import DependencyError
+
+
+def missing() -> bool:
+    """Whether a program that the rounds need is not here."""
+    return bool(Hook(name="x", label="x").missing()) or shutil.which("wrk") is None
 
 
 def test_figures_are_medians_and_paired_ratios() -> None:
@@ -97,3 +108,28 @@ def test_a_round_of_plain_nginx(tmp_path, monkeypatch: pytest.MonkeyPatch) -> No
     assert told == ["round 1, least_conn"]
     log = tmp_path / "least_conn" / "logs" / "access.log"
     assert log.stat().st_size > 0
+
+
+@pytest.mark.skipif(missing(), reason="no nginx with Lua, or no wrk")
+def test_an_interrupt_shows_the_rounds_that_are_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """SIGTERM in the second variant: a table of the first, its files, exit status 143."""
+    real = cost._round
+
+    def rounds(site: Site, options: dict[str, Any], log: bool, seconds: float) -> Measured:
+        if options["balancer"] != "least_conn":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(site, options, log, seconds)
+
+    monkeypatch.setattr(cost, "_round", rounds)
+    arguments = ["bench", "cost", "--seeds", "1", "--duration", "1", "--output", str(tmp_path)]
+    assert main(arguments) == 143
+    printed = capsys.readouterr().out
+    assert "least_conn" in printed
+    assert "round robin" not in printed
+    data = json.loads((tmp_path / "cost" / "cost.json").read_text())
+    assert list(data["rounds"]["empty reply"]["least_conn"]) == ["1"]
+    assert "| least_conn |" in (tmp_path / "cost" / "cost.md").read_text()
+    left = subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, check=False)
+    assert left.stdout == b""
