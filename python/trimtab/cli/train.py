@@ -16,8 +16,10 @@ from trimtab.terminal import Progress, table
 from trimtab.training.course import NEUTRAL_NAME, Training
 from trimtab.training.setting import addresses_of, configuration, fitted
 from trimtab.twin.agreement import checks, speed_per_second
+from trimtab.twin.bounds import summary
 from trimtab.twin.compiled import AVAILABLE
 from trimtab.twin.fit import Fit, from_status, from_windows
+from trimtab.twin.world import RULES, World
 
 __all__ = ["add_arguments", "run"]
 
@@ -28,6 +30,12 @@ DEFAULT_SECONDS: Final = 3600.0
 DEFAULT_SEEDS: Final = 3
 DEFAULT_EVALUATIONS: Final = 120
 DEFAULT_OUTPUT: Final = "var/trained.json"
+
+# The table of rules: ten minutes, without the first one, in which weights that are renewed every
+# ten seconds have yet to recover from having been equal.
+RULES_SEED: Final = 1
+RULES_SECONDS: Final = 600.0
+RULES_WARM_UP_SECONDS: Final = 60.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,7 +76,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--agreement", action="store_true",
-        help="instead of training, compare the simulator with queueing theory",
+        help="instead of training, compare the simulator with queueing theory, and the rules of "
+        "others with ours on the scenario",
     )  # fmt: skip
     parser.add_argument(
         "--resume", action="store_true", help="go on with what --output holds, with more seeds too"
@@ -85,6 +94,8 @@ def run(arguments: argparse.Namespace) -> int:
             raise ConfigError(f"--{name} is {value:g}; it must be from {least:g} to {most:g}")
     if arguments.agreement:
         print(_agreement())
+        print()
+        print(_rules(scenario.find(arguments.scenario or DEFAULT_SCENARIO)))
         return 0
     if arguments.scenario and arguments.statistics:
         raise ConfigError("--scenario and --from are both given; give one of them")
@@ -159,6 +170,35 @@ def _agreement() -> str:
     header = ["mean response time", "formula", "twin", "standard error", "off by"]
     speed = f"{speed_per_second():,.0f} requests per second of processor time"
     return table(header, rows) + f"\n\n{speed}: three servers, three classes, our rule"
+
+
+def _rules(chosen: Scenario) -> str:
+    """Every rule on the same requests, without a policy server: what each knows by itself."""
+    servers, requests, changes = scenario.simulator_input(
+        chosen, scenario.schedule(chosen, RULES_SEED, RULES_SECONDS)
+    )
+    rows = []
+    for balancers in (1, 4):
+        for rule in RULES:
+            world = World(
+                servers,
+                requests,
+                changes,
+                upstreams=[c.name for c in chosen.classes],
+                addresses=[str(n) for n in range(len(chosen.servers))],
+                rule=rule,
+                balancers=balancers,
+                seed=RULES_SEED,
+            )
+            world.finish()
+            of = summary(requests, world.records(), after_seconds=RULES_WARM_UP_SECONDS)
+            rows.append(
+                [rule, str(balancers), f"{of.art_per_1000:.1f}", f"{1000 * of.p50_seconds:.1f}",
+                 f"{1000 * of.p99_seconds:.0f}"]
+            )  # fmt: skip
+    return f"{chosen.name}:\n" + table(
+        ["rule", "balancers", "ART per 1000", "p50 ms", "p99 ms"], rows
+    )
 
 
 def _kept(work: Training, output: Path, seeds: int) -> str:

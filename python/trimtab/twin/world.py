@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from trimtab.model import AddressCounters, PairCounters, Snapshot, Weights
 from trimtab.twin import engine, parts, rivals, stations
+from trimtab.twin.events import Records
 from trimtab.twin.workload import Changes, Requests, Servers
 
 __all__ = ["RULES", "World"]
@@ -251,6 +252,14 @@ class World:
         )
 
     # What came of it
+
+    def records(self) -> Records:
+        """What became of each request; a slot's start is not kept."""
+        o = self.outcome
+        nowhere = np.full(len(o.ended), np.nan)
+        return Records(
+            dispatched=o.began, started=nowhere, ended=o.ended, peer=o.peer, status=o.status
+        )
 
     def totals(self) -> tuple[int, float]:
         """Finished requests and their tardiness so far, over all balancers."""
