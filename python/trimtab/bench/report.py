@@ -14,7 +14,7 @@ from typing import Any, Final
 from trimtab.bench.balancers.base import Balancer
 from trimtab.bench.balancers.known import BASE, PEERS
 from trimtab.bench.machine import machine
-from trimtab.bench.outcome import Outcome
+from trimtab.bench.outcome import Outcome, warm_up_seconds
 from trimtab.bench.runner import Plan, Results
 from trimtab.bench.statistics import ART_FLOOR, Ratio, median, paired_ratio
 from trimtab.bench.verdict import OURS, compare
@@ -132,12 +132,19 @@ def scenario_report(plan: Plan, results: Results, scenario: Scenario) -> Scenari
     )
 
 
+def _left_out(plan: Plan) -> str:
+    """The warm-up, in words."""
+    warm = sorted({warm_up_seconds(s, plan.seconds_of(s)) for s in plan.scenarios})
+    span = " to ".join(f"{w:g}" for w in dict.fromkeys((warm[0], warm[-1])))
+    return f"The first {span} s of a run warm up and are left out."
+
+
 def notes(plan: Plan, results: Results) -> str:
     """What a reader of the tables must know, then what is missing and what went wrong."""
     hints = ", ".join(f"{b.label} ({b.hint})" for b in plan.balancers if b.hint)
     lines = [
         "Medians over seeds; ratios are paired, geometric means with 95% intervals "
-        f"(ART + {ART_FLOOR:g}). A failed request counts as ten deadlines late.",
+        f"(ART + {ART_FLOOR:g}). A failed request counts as ten deadlines late. {_left_out(plan)}",
         "Bounds are simulated on the same requests, by rules that know more than any balancer can.",
     ]
     if hints:

@@ -97,6 +97,7 @@ def test_the_table_has_a_row_for_everything(plan: Plan, results: Results) -> Non
     assert "bound: a bound" in text
     assert "Trimtab to the best peer without hints (least-conn-shared): ART 0.10 [" in text
     said = notes(plan, results)
+    assert "The first 2.5 s of a run warm up and are left out." in said
     assert "haproxy-maxconn is missing: there is no haproxy" in said
     assert "Trimtab (slots)" in said
     assert said.endswith("seed 2: not valid: late")
