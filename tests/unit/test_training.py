@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from trimtab import config
+from trimtab import config, controller
+from trimtab.actuators.board import Board
 from trimtab.bench.scenario import find
 from trimtab.cli import main
 from trimtab.demo.scenario import Scenario, parse
@@ -15,8 +16,11 @@ from trimtab.learn import trained
 from trimtab.learn.actions import PROFILES
 from trimtab.learn.features import Features
 from trimtab.policy import Learned
+from trimtab.sources.reported import Reported
 from trimtab.training import setting
 from trimtab.training.course import Stage, Training
+from trimtab.twin.agreement import checks
+from trimtab.twin.world import RULES
 
 SMALL = """
 duration_seconds = 60
@@ -206,6 +210,45 @@ def test_command_writes_the_file_and_tells(
     assert f'trained = "{output}"' in told.out
     assert json.loads(output.read_text())["format"] == 1
     assert "episode 1" in told.err
+
+
+def test_server_starts_from_the_file_of_its_configuration(
+    scenario: Scenario, tmp_path: Path
+) -> None:
+    """`trained` in [learning] is read when the policy server is built; it goes on from what was
+    learned live, and a file that does not fit stops it with the reason."""
+    file = tmp_path / "t.json"
+    plan(scenario, file, seeds=1, evaluations=0).run()
+    text = CONFIG.replace("clusters = 4", f'clusters = 4\ntrained = "{file}"')
+    parsed = config.parse(text)
+    board = Board()
+    brain = controller.build(parsed, Reported(parsed), board, tmp_path / "state")
+    assert brain.status()["values"]
+    assert brain.status()["phase"] == "observing"
+    brain.save()
+    brain.close()
+    again = controller.build(parsed, Reported(parsed), Board(), tmp_path / "state")
+    assert again.status()["values"] == brain.status()["values"]
+    again.close()
+    other = config.parse(text.replace("10.0.0.2:80", "10.0.0.3:80"))
+    with pytest.raises(StateError, match=r"trained for the peers 10.0.0.1:80, 10.0.0.2:80 of one"):
+        controller.build(other, Reported(other), Board(), tmp_path / "state")
+
+
+def test_agreement_prints_both_tables(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`trimtab train --agreement` shows every formula and every rule; here with few requests."""
+    from trimtab.cli import train
+
+    monkeypatch.setattr(train, "checks", lambda: checks(count=600, runs=2))
+    monkeypatch.setattr(train, "speed_per_second", lambda: 1e6)
+    monkeypatch.setattr(train, "RULES_SECONDS", 65.0)
+    assert main(["train", "--agreement", "--scenario", "equal"]) == 0
+    told = capsys.readouterr().out
+    assert "M/G/1-PS" in told
+    assert "1,000,000 requests per second" in told
+    assert all(told.count(f"\n{rule} ") == 2 for rule in RULES)
 
 
 @pytest.mark.parametrize(
