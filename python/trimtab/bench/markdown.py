@@ -43,12 +43,28 @@ def _row(row: Row) -> list[str]:
     return [f"**{cell}**" for cell in shown] if row.name == OURS else shown
 
 
+def _overview(plan: Plan, results: Results) -> list[str]:
+    """ART of every balancer by scenario, when there are several."""
+    reports = [scenario_report(plan, results, s) for s in plan.scenarios]
+    reports = [r for r in reports if any(row.seeds for row in r.rows)]
+    if len(reports) < 2:
+        return []
+    art = [{row.name: cells(row)[1] for row in r.rows} for r in reports]
+    rows = []
+    for row in reports[0].rows:
+        shown = [_row(row)[0].strip("*"), *(of[row.name] for of in art)]
+        rows.append([f"**{cell}**" for cell in shown] if row.name == OURS else shown)
+    header = ["balancer", *(r.scenario.name for r in reports)]
+    return ["### ART per 1000 requests", pipes(header, rows)]
+
+
 def markdown_of(plan: Plan, results: Results) -> str:
     """Where it ran, the verdict, a table a scenario, and where Trimtab loses."""
     comparisons = compare(plan, results)
     blocks = [provenance([o.commit for o in results.outcomes])]
     if comparisons:
         blocks.append(headline(comparisons))
+    blocks += _overview(plan, results)
     for scenario in plan.scenarios:
         report = scenario_report(plan, results, scenario)
         rows = [r for r in report.rows if r.seeds or r.missing]

@@ -34,17 +34,18 @@ p.verdict { font-size: 1.1rem; background: var(--shade); padding: 0.8rem 1rem;
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 table.full { width: 100%; }
-th, td { text-align: right; padding: 0.25rem 0.6rem; border-bottom: 1px solid var(--line);
+th, td { text-align: right; padding: 0.25rem 0.45rem; border-bottom: 1px solid var(--line);
   white-space: nowrap; }
 th { vertical-align: bottom; } table.map th { white-space: normal; max-width: 7.5rem; }
 th:first-child, td:first-child, td.text { text-align: left; white-space: normal;
   min-width: 9rem; }
-tr.ours td, td.ours, th.ours { color: var(--ours); font-weight: 600; }
+table.full td:first-child { min-width: 15rem; }
+tr.ours td { color: var(--ours); font-weight: 600; }
 td.best { font-weight: 700; text-decoration: underline; }
 td.good, span.good { background: var(--good); } td.bad, span.bad { background: var(--bad); }
 span.good, span.bad { padding: 0 0.4rem; border-radius: 3px; }
 tr.bound td { color: var(--soft); font-style: italic; }
-td.bar { width: 18%; min-width: 6rem; } td.bar div { height: 0.8rem; border-radius: 2px;
+td.bar { width: 14%; min-width: 6rem; } td.bar div { height: 0.8rem; border-radius: 2px;
   background: var(--bar); } tr.ours td.bar div { background: var(--ours); }
 tr.bound td.bar div { opacity: 0.45; }
 img { width: 100%; margin-top: 0.8rem; } pre, code { overflow-wrap: anywhere; }
@@ -52,7 +53,6 @@ ul { padding-left: 1.2rem; }
 """
 
 _COLOURS: Final = {"better": "good", "worse": "bad", "alike": ""}
-_OURS_CLASS: Final = ' class="ours"'
 
 # Bars are logarithmic: from a tenth of a deadline per 1000 requests to ten thousand.
 _LEAST, _MOST = 0.1, 1e4
@@ -78,8 +78,13 @@ def _bar(value: float) -> str:
     return f'<div style="width:{100 * min(1.0, max(0.01, part)):.1f}%"></div>'
 
 
+def _label(row: Row) -> str:
+    told = f" <small>({html.escape(row.hint)})</small>" if row.hint else ""
+    return html.escape(row.label) + told
+
+
 def _row(row: Row, kind: str) -> str:
-    label = html.escape(row.label) + (f" <small>({html.escape(row.hint)})</small>" * bool(row.hint))
+    label = _label(row)
     if row.missing:
         why = html.escape(row.missing)
         return f'<tr><td>{label}</td><td class="text" colspan="10">{why}</td></tr>'
@@ -125,36 +130,36 @@ def _section(plan: Plan, report: ScenarioReport, picture: Path | None) -> str:
 
 
 def _map(reports: list[ScenarioReport], comparisons: Mapping[tuple[str, str], Comparison]) -> str:
-    """ART of every balancer in every scenario, coloured by how ours compares."""
+    """ART of every balancer (ours first) by scenario, coloured by how ours compares."""
     ran = {r.name for report in reports for r in report.rows if r.seeds}
-    columns = [r for r in reports[0].rows if r.name in ran]
-    head = "".join(
-        f"<th{_OURS_CLASS if r.name == OURS else ''}>{html.escape(r.label)}"
-        f"{f' <small>({html.escape(r.hint)})</small>' if r.hint else ''}</th>"
-        for r in columns
+    balancers = sorted(
+        (r for r in reports[0].rows if r.name in ran), key=lambda r: not r.name.startswith(OURS)
     )
+    names = [report.scenario.name for report in reports]
+    of = [{r.name: r for r in report.rows if r.seeds} for report in reports]
+    least = [min(r.art_per_1000 for r in rows.values()) for rows in of]
     lines = []
-    for report in reports:
-        rows = {r.name: r for r in report.rows if r.seeds}
-        least = min(r.art_per_1000 for r in rows.values())
+    for balancer in balancers:
         cells = []
-        for column in columns:
-            row = rows.get(column.name)
+        for name, rows, best in zip(names, of, least, strict=True):
+            row = rows.get(balancer.name)
             if row is None:
                 cells.append("<td>–</td>")
                 continue
-            against = comparisons.get((report.scenario.name, row.name))
+            against = comparisons.get((name, row.name))
             kinds = [_COLOURS[against.art_verdict]] if against else []
-            kinds += ["ours"] * (row.name == OURS) + ["best"] * (row.art_per_1000 == least)
+            kinds += ["best"] * (row.art_per_1000 == best)
             cells.append(f'<td class="{" ".join(kinds)}">{_number(row.art_per_1000)}</td>')
-        name = report.scenario.name
-        lines.append(f'<tr><td><a href="#{name}">{name}</a></td>{"".join(cells)}</tr>')
+        kind = "ours" if balancer.name == OURS else ""
+        lines.append(f'<tr class="{kind}"><td>{_label(balancer)}</td>{"".join(cells)}</tr>')
+    head = "".join(f'<th><a href="#{name}">{name}</a></th>' for name in names)
     return (
         "<h2>ART per 1000 requests: less is better</h2>"
-        '<p class="soft">Medians over seeds; the least of a row is underlined. '
+        '<p class="soft">Medians over seeds; the least of a scenario is underlined. '
         '<span class="good">Green</span>: Trimtab has less than this balancer; '
-        '<span class="bad">red</span>: more; no colour: alike, or too few seeds to say.</p>'
-        f'<div class="wide"><table class="map"><tr><th>scenario</th>{head}</tr>'
+        '<span class="bad">red</span>: more; no colour: alike, or too few seeds to say. '
+        "In brackets what a balancer was told.</p>"
+        f'<div class="wide"><table class="map"><tr><th>balancer</th>{head}</tr>'
         f"{''.join(lines)}</table></div>"
     )
 

@@ -30,8 +30,14 @@ class Ratio:
     pairs: int
 
     def __str__(self) -> str:
-        text = f"{self.mean:.2f}"
-        return text if math.isnan(self.low) else f"{text} [{self.low:.2f}, {self.high:.2f}]"
+        text = _short(self.mean)
+        interval = f"[{_short(self.low)}, {_short(self.high)}]"
+        return text if math.isnan(self.low) else f"{text} {interval}"
+
+
+def _short(ratio: float) -> str:
+    # Of such a ratio nobody needs to know more; two seeds make intervals of many digits.
+    return ">999" if ratio > 999 else f"{ratio:.2f}" if ratio < 99.5 else f"{ratio:.0f}"
 
 
 def median(values: Mapping[int, float]) -> float:

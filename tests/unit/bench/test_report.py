@@ -147,6 +147,19 @@ def test_markdown_has_what_the_documentation_needs(plan: Plan, results: Results)
     assert lost.count("against") == 1
 
 
+def test_markdown_of_several_scenarios_begins_with_all_of_them(
+    plan: Plan, results: Results
+) -> None:
+    """A row a balancer, a column a scenario, missing runs as dashes."""
+    plan = replace(plan, scenarios=[find("three-classes"), find("equal")])
+    results.outcomes += [outcome("trimtab", 1, scenario="equal", art_per_1000=7.5)]
+    text = markdown_of(plan, results)
+    overview = text.partition("### ART per 1000 requests\n\n")[2]
+    assert overview.startswith("| balancer | three-classes | equal |\n")
+    assert "\n| nginx least_conn, one group | 80.0 | - |\n" in overview
+    assert "\n| **Trimtab (told the slots)** | **8.0** | **7.5** |\n" in overview
+
+
 def test_a_loss_is_a_ratio_whose_interval_leaves_one_out(plan: Plan, results: Results) -> None:
     """Noise is no loss, nor a win; one seed has no interval, so its ratio decides."""
     noisy = {1: 100.0, 2: 1.0, 3: 4.0}

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from trimtab.bench.statistics import median, paired_ratio
+from trimtab.bench.statistics import Ratio, median, paired_ratio
 
 
 def test_ratio_by_hand() -> None:
@@ -62,3 +62,10 @@ def test_median() -> None:
     """Of nothing it is NaN."""
     assert median({1: 5.0, 2: 1.0, 3: 2.0}) == 2.0
     assert math.isnan(median({}))
+
+
+def test_a_ratio_is_short() -> None:
+    """Two seeds may give an interval of six digits, of which nobody needs more than three."""
+    assert str(Ratio(mean=0.5, low=0.25, high=1.0, pairs=3)) == "0.50 [0.25, 1.00]"
+    assert str(Ratio(mean=116.75, low=0.001, high=476168.48, pairs=2)) == "117 [0.00, >999]"
+    assert str(Ratio(mean=2.0, low=math.nan, high=math.nan, pairs=1)) == "2.00"
