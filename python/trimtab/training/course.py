@@ -13,8 +13,7 @@ written, so that an interrupted training keeps what is done and `resume` goes on
 
 import importlib
 import math
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
@@ -22,23 +21,16 @@ from typing import Any, Final
 
 import numpy as np
 
-from trimtab.bench.scenario import schedule, simulator_input
 from trimtab.config import Config
-from trimtab.controller import Controller
 from trimtab.demo.scenario import Scenario
 from trimtab.errors import ConfigError, DependencyError, StateError
-from trimtab.estimate import Estimates
-from trimtab.guard import Guard
 from trimtab.learn import network, trained
 from trimtab.learn.actions import NEUTRAL, PROFILES, Profile, searched
 from trimtab.learn.network import Network, NetworkTable
-from trimtab.learn.reward import FLOOR
-from trimtab.model import Weights
-from trimtab.policy import Learned, Neutral, proposal
-from trimtab.store import Store
-from trimtab.training.setting import addresses_of, classes_of, loaded, upstreams_of
+from trimtab.policy import Learned, Neutral
+from trimtab.training.live import Fixed, Lived, live, world_of
+from trimtab.training.setting import addresses_of, upstreams_in_order, upstreams_of
 from trimtab.twin.search import by_name, ideal_weights, search
-from trimtab.twin.world import World
 
 __all__ = ["NEUTRAL_NAME", "Stage", "Training"]
 
@@ -74,21 +66,6 @@ class Stage:
     label: str
     done_seconds: float
     note: str = ""
-
-
-class _Fixed(Neutral):
-    """One profile, always."""
-
-    def __init__(self, config: Config, profile: str, profiles: Sequence[Profile]) -> None:
-        super().__init__(config)
-        self._config, self._profile, self._profiles = config, profile, profiles
-
-    def propose(
-        self, estimates: Estimates, deadlines: Mapping[str, float], profile: str
-    ) -> Weights:
-        """The weights of the one profile."""
-        del profile
-        return proposal(self._config, estimates, deadlines, self._profile, self._profiles)
 
 
 @dataclass(slots=True)
@@ -133,8 +110,7 @@ class Training:
         self._config = replace(
             config, learning=replace(config.learning, exploration_ratio=EXPLORATION_RATIO)
         )
-        order = [c.name for c in classes_of(scenario, config)]
-        self._upstreams = [config.upstreams[order.index(c.name)].name for c in scenario.classes]
+        self._upstreams = upstreams_in_order(scenario, config)
         self._given = upstreams_of(config)
         self._addresses = addresses_of(config)
         self._output, self._seconds, self._seeds = output, seconds, seeds
@@ -275,25 +251,6 @@ class Training:
 
     # The stages
 
-    def _world(self, seed: int, seconds: float, factor: float = 1.0, delay: float = 0.0) -> World:
-        scenario = loaded(self._scenario, factor)
-        drawn = schedule(scenario, seed, seconds)
-        servers, requests, changes = simulator_input(scenario, drawn)
-        return World(
-            servers,
-            requests,
-            changes,
-            upstreams=self._upstreams,
-            addresses=self._addresses,
-            deadlines={
-                u.name: u.deadline_seconds for u in self._config.upstreams if u.deadline_seconds
-            },
-            slots_known=all(p.slots for u in self._config.upstreams for p in u.peers),
-            delay_seconds=delay,
-            interval_seconds=self._config.policy.interval_seconds,
-            seed=seed,
-        )
-
     def _search(self) -> None:
         scenario = self._scenario
         runs = [SEARCH_SEED + n for n in range(SEARCH_RUNS)]
@@ -306,7 +263,7 @@ class Training:
         told(0, math.nan)
         try:
             found = search(
-                lambda run: self._world(run, SEARCH_SECONDS),
+                lambda run: world_of(scenario, self._config, run, SEARCH_SECONDS),
                 lambda w: ideal_weights(
                     self._upstreams,
                     self._addresses,
@@ -360,21 +317,20 @@ class Training:
         )
         return table
 
-    def _fixed(self, seed: int, doing: str) -> Iterator[tuple[str, float, list[float]]]:
-        """Each profile's name, ART per 1000 and rewards, in force through the same requests."""
+    def _fixed(self, seed: int, doing: str) -> Iterator[tuple[str, Lived]]:
+        """Each profile's name, and its run through the same requests."""
         fixed = replace(self._config, learning=replace(self._config.learning, enabled=False))
         profiles = (*PROFILES, *self.profiles)
         before = self._done_seconds
         for n, profile in enumerate(profiles):
             self._done_seconds = before + n * self._compare_seconds
-            policy = _Fixed(fixed, profile.name, profiles)
+            policy = Fixed(fixed, profile.name, profiles)
             label = f"{doing} {profile.name}"
-            art, rewards = self._live(seed, 1.0, policy, self._compare_seconds, label, fixed)
-            yield profile.name, art, rewards
+            yield profile.name, self._live(seed, 1.0, policy, self._compare_seconds, label, fixed)
         self._done_seconds = before
 
     def _measure(self) -> None:
-        found = {name: np.array(rewards) for name, _, rewards in self._fixed(MEASURE_SEED, "try")}
+        found = {n: np.array(lived.rewards) for n, lived in self._fixed(MEASURE_SEED, "try")}
         for name, rewards in found.items():
             gains = rewards - found[NEUTRAL_NAME]
             if name != NEUTRAL_NAME and gains.size:
@@ -393,15 +349,16 @@ class Training:
         return {**state, "table": {**state["table"], "overall": overall}}
 
     def _compare(self) -> None:
-        for name, art, _ in self._fixed(COMPARE_SEED, "compare"):
-            self._progress.art_per_1000[name] = art
+        for name, lived in self._fixed(COMPARE_SEED, "compare"):
+            self._progress.art_per_1000[name] = lived.art_per_1000
         self._done_seconds = self.total_seconds - self._compare_seconds
         body = trained.body_of(self._given, self.profiles, self._known(), {})
         given = replace(trained.parse(body), network=self._learned)
         started = Learned(self._live_config, given)
-        self._progress.art_per_1000[LEARNED], _ = self._live(
+        lived = self._live(
             COMPARE_SEED, 1.0, started, self._compare_seconds, LEARNED, self._live_config
         )
+        self._progress.art_per_1000[LEARNED] = lived.art_per_1000
 
     def _live(
         self,
@@ -411,32 +368,16 @@ class Training:
         seconds: float,
         label: str,
         config: Config,
-    ) -> tuple[float, list[float]]:
-        """ART per 1000 requests of the production controller with that policy, and the reward of
-        each decision window."""
-        rewards: list[float] = []
-        began, counted, summed = 0.0, 0, 0.0
-        interval = config.policy.interval_seconds
+    ) -> Lived:
+        """One run of the production controller with that policy."""
         # A report and a fetch an interval each: half of one in the mean.
-        world = self._world(seed, seconds, factor, delay=interval / 2)
-        with tempfile.TemporaryDirectory() as directory:
-            store = Store(directory)
-            guard = Guard(config, store.epoch, store.next_generation)
-            controller = Controller(
-                config, world, policy, guard, world, store, lambda: world.now, lambda: world.now
-            )
-            while world.now < seconds:
-                world.advance(interval)
-                controller.step()
-                requests, tardiness = world.totals()
-                art = 1000 * tardiness / max(requests, 1)
-                if world.now - began >= config.learning.decision_seconds:
-                    gained = (tardiness - summed) / max(requests - counted, 1)
-                    rewards.append(-math.log(FLOOR + gained))
-                    began, counted, summed = world.now, requests, tardiness
-                note = f"ART per 1000 {art:.1f}, {controller.phase}"
-                self._told(Stage(label, self._done_seconds + world.now, note))
-            controller.close()
-        requests, tardiness = world.totals()
-        self._progress.requests += requests
-        return 1000 * tardiness / max(requests, 1), rewards
+        delay = config.policy.interval_seconds / 2
+        world = world_of(self._scenario, config, seed, seconds, factor=factor, delay_seconds=delay)
+        done = self._done_seconds
+
+        def told(now: float, note: str) -> None:
+            self._told(Stage(label, done + now, note))
+
+        lived = live(world, config, policy, seconds, told)
+        self._progress.requests += lived.requests
+        return lived

@@ -9,7 +9,15 @@ from trimtab.demo.scenario import Class, Load, Scenario, Server
 from trimtab.errors import ConfigError
 from trimtab.twin.fit import Fit
 
-__all__ = ["addresses_of", "classes_of", "configuration", "fitted", "loaded", "upstreams_of"]
+__all__ = [
+    "addresses_of",
+    "classes_of",
+    "configuration",
+    "fitted",
+    "loaded",
+    "upstreams_in_order",
+    "upstreams_of",
+]
 
 FIRST_PORT: Final = 9001
 
@@ -83,6 +91,12 @@ def classes_of(scenario: Scenario, config: Config) -> list[Class]:
 def upstreams_of(config: Config) -> dict[str, list[str]]:
     """Upstream -> addresses, as the trained file says them."""
     return {u.name: [p.address for p in u.peers] for u in config.upstreams}
+
+
+def upstreams_in_order(scenario: Scenario, config: Config) -> list[str]:
+    """The upstreams' names in the order of the scenario's classes."""
+    order = [c.name for c in classes_of(scenario, config)]
+    return [config.upstreams[order.index(c.name)].name for c in scenario.classes]
 
 
 def fitted(fit: Fit, addresses: Sequence[str], name: str) -> Scenario:
