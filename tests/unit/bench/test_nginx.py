@@ -60,7 +60,7 @@ def test_an_nginx_that_is_not_there_is_a_row_that_says_so() -> None:
     )
 
 
-def test_processor_time_of_a_process_is_finer_than_a_tick() -> None:
+def test_processor_time_of_a_process_is_counted_while_it_lives() -> None:
     """A child that works for a moment; one that is gone counts nothing."""
     code = "sum(range(100000)); input()"
     command = ["python3", "-c", code]
