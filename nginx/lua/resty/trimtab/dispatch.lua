@@ -19,6 +19,7 @@ local get_request = base.get_request
 local key_of = requests.key
 local max = math.max
 local new = ffi.new
+local off = require("jit").off
 local set_current_peer = ngx_balancer.set_current_peer
 local release = passes.release
 local tonumber = tonumber
@@ -62,11 +63,16 @@ _M.uniform = uniform
 
 
 local function pick(upstream, mask)
-    return rule.pick(upstream.count, upstream.server, upstream.weight,
-                     upstream.affinity, mask, upstream.service, in_flight,
-                     work, map.rate, map.error, registry.slots, uniform(),
-                     scores)
+    -- No tail call, which would return past this function.
+    local p = rule.pick(upstream.count, upstream.server, upstream.weight,
+                        upstream.affinity, mask, upstream.service, in_flight,
+                        work, map.rate, map.error, registry.slots, uniform(),
+                        scores)
+    return p
 end
+
+-- See rule.pick.
+off(pick)
 
 
 -- The peer for the next try, from 0, or -1 when all are drained.

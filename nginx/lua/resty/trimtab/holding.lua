@@ -29,6 +29,7 @@ local in_flight_at = counters.in_flight_at
 local is_alone = claims.is_alone
 local max = math.max
 local min = math.min
+local off = require("jit").off
 local others_wait = claims.others_wait
 local pick = rule.pick
 local push = room_module.push
@@ -319,6 +320,10 @@ function _M.admit(record, upstream, now)
     end
     return hold(record, upstream, now)
 end
+
+-- See rule.pick.
+off(claim)
+off(_M.admit)
 
 
 return _M

@@ -239,8 +239,7 @@ function _M.drain(room, view, now, bind, see, claimed)
     end
 end
 
--- Debian's LuaJIT has miscompiled loops whose body calls functions with loops
--- of their own. Interpreted, the walk costs a microsecond more a request that
+-- See rule.pick. Interpreted, the walk costs a microsecond more a request that
 -- waits; what it calls is compiled.
 off(_M.drain)
 

@@ -30,6 +30,7 @@ local floor = math.floor
 local huge = math.huge
 local max = math.max
 local min = math.min
+local off = require("jit").off
 
 local _M = {}
 
@@ -91,9 +92,19 @@ local function pick(count, server, weight, affinity, skip, service,
     for p = 0, count - 1 do
         local s = huge
         if skip[p] == 0 then
+            -- score(), written out: see the end of the function.
             local i = server[p]
-            s = score(service * affinity[p], in_flight[i], work[i], rate[i],
-                      error[i], slots[i], weight[p])
+            local n, k, r = in_flight[i], slots[i], rate[i]
+            if k < 1 then
+                k = 1
+            end
+            local wait = 0
+            if n + 1 > k then
+                wait = (n + 1 - k) / n * work[i] / (k * r)
+            end
+            s = (service * affinity[p] / r
+                 * (1 + ERROR_COST * error[i] + SPREAD * n / k) + wait)
+                / weight[p]
         end
         scores[p] = s
         if s < best then
@@ -118,6 +129,12 @@ local function pick(count, server, weight, affinity, skip, service,
 end
 
 _M.pick = pick
+
+-- LuaJIT before August 2023 (Debian 12 has that of January) may overwrite a
+-- live register where a side trace needs more stack than its parent. A trace
+-- of the loop above has all registers in use, so nothing that it leads to may
+-- need more: the loop calls nothing, and what calls pick() is kept out of
+-- traces by jit.off, as returning there would go on in a side trace.
 
 
 -- Carries D and T of server i forward to `now`, with `n` in flight since the
@@ -235,6 +252,8 @@ function _M.claim(count, server, weight, affinity, skip, service, in_flight,
     end
     return p, false
 end
+
+off(_M.claim)
 
 
 return _M
