@@ -243,7 +243,8 @@ def test_agreement_prints_both_tables(
 
     monkeypatch.setattr(train, "checks", lambda: checks(count=600, runs=2))
     monkeypatch.setattr(train, "speed_per_second", lambda: 1e6)
-    monkeypatch.setattr(train, "RULES_SECONDS", 65.0)
+    monkeypatch.setattr(train, "RULES_SECONDS", 10.0)
+    monkeypatch.setattr(train, "RULES_WARM_UP_SECONDS", 2.0)
     assert main(["train", "--agreement", "--scenario", "equal"]) == 0
     told = capsys.readouterr().out
     assert "M/G/1-PS" in told
