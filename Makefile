@@ -5,7 +5,7 @@ CONFIG ?= conf-templates/demo.toml
 OUT ?= var/render
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev run test lint check bench train render-conf proto clean
+.PHONY: help setup setup-dev setup-bench run test lint check bench train render-conf proto clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -15,6 +15,9 @@ setup: ## install what is missing: system packages, and .venv
 
 setup-dev:
 	@scripts/setup --dev
+
+setup-bench:
+	@scripts/setup --bench
 
 run: setup ## the demo: round robin, least_conn, Trimtab under the same load (ARGS=stats.json saves statistics)
 	@$(TRIMTAB) run $(ARGS)
@@ -31,10 +34,10 @@ lint: setup-dev ## ruff, mypy, luacheck, and whether the generated code is up to
 
 check: test lint ## test and lint: what CI runs
 
-bench: setup ## compare balancers on the same seeded load (ARGS=--help for the options)
+bench: setup-bench ## compare balancers on the same seeded load (ARGS=--help for the options)
 	@$(TRIMTAB) bench $(ARGS)
 
-train: setup ## train in the simulator (ARGS=--help for the options)
+train: setup-bench ## train in the simulator (ARGS=--help for the options)
 	@$(TRIMTAB) train $(ARGS)
 
 render-conf: setup ## write the nginx configuration (CONFIG=trimtab.toml OUT=var/render ARGS='--mode stock')
