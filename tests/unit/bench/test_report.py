@@ -99,7 +99,7 @@ def test_the_table_has_a_row_for_everything(plan: Plan, results: Results) -> Non
     said = notes(plan, results)
     assert "The first 2.5 s of a run warm up and are left out." in said
     assert "haproxy-maxconn is missing: there is no haproxy" in said
-    assert "Trimtab (slots)" in said
+    assert "Trimtab, hold = auto (slots)" in said
     assert said.endswith("seed 2: not valid: late")
 
 
@@ -137,7 +137,7 @@ def test_markdown_has_what_the_documentation_needs(plan: Plan, results: Results)
     text = markdown_of(plan, results)
     assert "commit abc1234;" in text
     assert "Trimtab's ART is lower in 2 of 3 comparisons" in text
-    assert "| **Trimtab (told the slots)** | **8.0** | **0.05 [" in text
+    assert "| **Trimtab, hold = auto (told the slots)** | **8.0** | **0.05 [" in text
     assert "| *bound: a bound* | 2.0 |" in text
     lost = text.partition("### Where Trimtab loses")[2]
     assert (
@@ -157,7 +157,7 @@ def test_markdown_of_several_scenarios_begins_with_all_of_them(
     overview = text.partition("### ART per 1000 requests\n\n")[2]
     assert overview.startswith("| balancer | three-classes | equal |\n")
     assert "\n| nginx least_conn, one group | 80.0 | - |\n" in overview
-    assert "\n| **Trimtab (told the slots)** | **8.0** | **7.5** |\n" in overview
+    assert "\n| **Trimtab, hold = auto (told the slots)** | **8.0** | **7.5** |\n" in overview
 
 
 def test_a_loss_is_a_ratio_whose_interval_leaves_one_out(plan: Plan, results: Results) -> None:

@@ -55,14 +55,14 @@ BALANCERS: Final[tuple[Balancer, ...]] = (
     ),
     Envoy(name="envoy-least-request", label="Envoy least request of two"),
     Envoy(name="envoy-full-scan", label="Envoy least request of all", full_scan=True),
-    Hook(name="trimtab", label="Trimtab", hint="slots"),
+    Hook(name="trimtab", label="Trimtab, hold = auto", hint="slots"),
     Hook(
         name="trimtab-immediate",
-        label="Trimtab, never holding",
+        label="Trimtab, hold = off (default)",
         hold="off",
         hint="slots",
     ),
-    Hook(name="trimtab-hold", label="Trimtab, always holding", hold="on", hint="slots"),
+    Hook(name="trimtab-hold", label="Trimtab, hold = on", hold="on", hint="slots"),
     Hook(name="trimtab-unknown", label="Trimtab, nothing given", slots=False),
     Hook(
         name="trimtab-alone",
