@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
+from trimtab.children import Child
 from trimtab.config import Config, Learning, Nginx, Peer, Policy, Upstream
 from trimtab.demo.scenario import Scenario
 
-__all__ = ["Balancer", "Running", "Site", "cpu_seconds"]
+__all__ = ["Balancer", "Running", "RunningChild", "Site", "cpu_seconds"]
 
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 
@@ -145,3 +146,22 @@ def _ticked(pid: int) -> float:
     # The name in parentheses may hold anything; after it, fields 3 on. 14 and 15 are the times.
     fields = text.rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / _TICKS
+
+
+class RunningChild:
+    """A balancer that is one process, and ends at SIGTERM."""
+
+    def __init__(self, child: Child) -> None:
+        self._child = child
+
+    def cpu_seconds(self) -> float:
+        """Of the one process."""
+        return cpu_seconds([self._child.pid])
+
+    def check(self) -> None:
+        """Raise TrimtabError when it has died."""
+        self._child.check()
+
+    def stop(self) -> None:
+        """End it."""
+        self._child.stop()

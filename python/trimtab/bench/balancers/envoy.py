@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from trimtab.bench.balancers.base import Running, Site, cpu_seconds
+from trimtab.bench.balancers.base import Running, RunningChild, Site
 from trimtab.bench.stage import listens
 from trimtab.children import Child
 from trimtab.config import split_address
@@ -35,23 +35,6 @@ def program() -> str | None:
         if inside.is_file():
             return str(inside)
     return shutil.which("envoy")
-
-
-class _Running:
-    def __init__(self, child: Child) -> None:
-        self._child = child
-
-    def cpu_seconds(self) -> float:
-        """Of the one process."""
-        return cpu_seconds([self._child.pid])
-
-    def check(self) -> None:
-        """Raise TrimtabError when it has died."""
-        self._child.check()
-
-    def stop(self) -> None:
-        """SIGTERM: Envoy ends at once."""
-        self._child.stop()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +70,7 @@ class Envoy:
         except BaseException:
             child.stop()
             raise
-        return _Running(child)
+        return RunningChild(child)
 
     def config(self, site: Site) -> dict[str, Any]:
         """Envoy's static configuration."""

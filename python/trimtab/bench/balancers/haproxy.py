@@ -4,7 +4,7 @@ import shutil
 from dataclasses import dataclass
 from typing import Final
 
-from trimtab.bench.balancers.base import Running, Site, cpu_seconds
+from trimtab.bench.balancers.base import Running, RunningChild, Site
 from trimtab.bench.stage import listens
 from trimtab.children import Child
 
@@ -35,23 +35,6 @@ backend servers
     balance {method}
 {servers}
 """
-
-
-class _Running:
-    def __init__(self, child: Child) -> None:
-        self._child = child
-
-    def cpu_seconds(self) -> float:
-        """Of the one process."""
-        return cpu_seconds([self._child.pid])
-
-    def check(self) -> None:
-        """Raise TrimtabError when it has died."""
-        self._child.check()
-
-    def stop(self) -> None:
-        """SIGTERM: HAProxy ends at once."""
-        self._child.stop()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,4 +81,4 @@ class Haproxy:
         except BaseException:
             child.stop()
             raise
-        return _Running(child)
+        return RunningChild(child)
