@@ -1,8 +1,10 @@
 """Making the shared database, once, however many nodes start at the same time.
 
-The lock file beside the database settles who builds. A node holds it shared for as long as it
-runs; a builder holds it alone. The database is built under another name, in WAL mode and synced,
-and then renamed: a crash at any point leaves either none or a whole one.
+Two lock files beside the database, as two questions are settled. Who builds: `.building.lock`,
+held alone by one process at a time while it looks, builds and claims. Who uses it: `.lock`, held
+shared by each node for as long as it runs. (One lock for both cannot do it: a node that waits to
+build would wait for nodes that run.) The database is built under another name, in WAL mode and
+synced, and then renamed: a crash at any point leaves either none or a whole one.
 """
 
 import fcntl
@@ -52,32 +54,36 @@ def ensure(path: Path, *, seed: int = 1, users: int = USERS, fresh: bool = False
     `fresh` deletes what is there first. Raises ConfigError when it is in use then, StateError
     when it cannot be made or is not a database of this version.
     """
-    lock = path.with_name(path.name + ".lock")
+    turn = _opened(path.with_name(path.name + ".building.lock"))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        in_use = _opened(path.with_name(path.name + ".lock"))
+        try:
+            fcntl.flock(turn, fcntl.LOCK_EX)
+            if fresh:
+                _alone(in_use, path)
+                path.unlink(missing_ok=True)
+            if not path.exists():
+                _build(path, seed, users)
+            fcntl.flock(in_use, fcntl.LOCK_SH)
+            _check(path)
+        except BaseException as error:
+            os.close(in_use)
+            if isinstance(error, OSError | sqlite3.Error):
+                raise StateError(f"cannot make the database {path}: {error}") from error
+            raise
+    finally:
+        os.close(turn)
+    return Claim(in_use)
+
+
+def _opened(lock: Path) -> int:
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
         raise StateError(
             f"cannot make {lock}: {error.strerror}; give a path that can be written (--database)"
         ) from error
-    try:
-        if fresh:
-            _alone(descriptor, path)
-            path.unlink(missing_ok=True)
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
-        # Changing a lock from shared to exclusive lets another builder in between: look again.
-        while not path.exists():
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if not path.exists():
-                _build(path, seed, users)
-            fcntl.flock(descriptor, fcntl.LOCK_SH)
-        _check(path)
-    except BaseException as error:
-        os.close(descriptor)
-        if isinstance(error, OSError | sqlite3.Error):
-            raise StateError(f"cannot make the database {path}: {error}") from error
-        raise
-    return Claim(descriptor)
 
 
 def _alone(descriptor: int, path: Path) -> None:

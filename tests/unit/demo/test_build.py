@@ -55,7 +55,7 @@ def test_whole_network_serves_everybody(tmp_path: Path) -> None:
 
 
 def test_one_builds_while_others_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Eight that start at once build one database and all get it."""
+    """Eight that start at once build one database, and none waits for those that run already."""
     built = []
     original = build._build
 
@@ -139,5 +139,5 @@ def test_no_directory(tmp_path: Path) -> None:
     """A path that cannot be is named."""
     (tmp_path / "file").write_text("")
 
-    with pytest.raises(StateError, match=r"cannot make .*social\.db\.lock"):
+    with pytest.raises(StateError, match=r"cannot make .*social\.db\.building\.lock"):
         build.ensure(tmp_path / "file" / "social.db")
