@@ -215,6 +215,11 @@ class Learning:
     # Refit the states when more than this many observations lie outside 3 sigma of all of them.
     outlier_threshold: int = key(integer(1, 1_000_000), default=60)
     exploration_ratio: float = key(number(0, 1), default=0.1)
+    # A profile must win a switchback trial against neutral on live traffic to stay in force.
+    prove: bool = key(boolean, default=True)
+    # Share of decision windows that stay neutral under a promoted profile, so that its gain is
+    # measured on: one in twenty, three minutes an hour. 0: none.
+    holdback_ratio: float = key(number(0, 0.5), default=0.05)
     seed: int = key(integer(0, 2**32 - 1), default=0)
     # What `trimtab train` wrote for these upstreams and peers: where learning starts from.
     trained: Path | None = key(_file, default=None)

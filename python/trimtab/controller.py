@@ -14,25 +14,24 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 from trimtab import overview
 from trimtab.config import Config, Upstream
+from trimtab.deciding import NEUTRAL_NAME, Deciding, Policy
 from trimtab.errors import SourceError, TrimtabError
 from trimtab.estimate import Estimates, Estimator, deadline_seconds
 from trimtab.explain import explain
 from trimtab.guard import Guard
 from trimtab.journal import Entry, Journal
-from trimtab.learn.actions import NEUTRAL, PROFILES
-from trimtab.learn.features import Features, features
-from trimtab.learn.reward import art_per_request, reward
+from trimtab.learn.features import features
 from trimtab.learn.trained import load as load_trained
 from trimtab.model import Snapshot, Weights, Window
 from trimtab.overview import Change, View
-from trimtab.policy import Decision, Learned, Neutral
+from trimtab.policy import Learned, Neutral
 from trimtab.store import Store
 from trimtab.traffic import History, Totals
 from trimtab.window import Meter, accumulate, class_total, merge
@@ -40,8 +39,6 @@ from trimtab.window import Meter, accumulate, class_total, merge
 __all__ = ["Actuator", "Controller", "Policy", "Source", "build"]
 
 _log: Final = logging.getLogger(__name__)
-
-_NEUTRAL: Final = PROFILES[NEUTRAL].name
 
 # The summary of classes in `status` covers about this long.
 RECENT_SECONDS: Final = 10.0
@@ -63,49 +60,6 @@ class Actuator(Protocol):
 
     def apply(self, weights: Weights) -> None:
         """Put `weights` in force, or raise TrimtabError and keep what is. Called in a thread."""
-        ...
-
-
-class Policy(Protocol):
-    """What proposes weights; see `policy.Learned`, which says more of each."""
-
-    @property
-    def fitted(self) -> bool:
-        """Whether the states are known, or none are needed."""
-        ...
-
-    def observe(self, features: Features, seconds: float) -> str:
-        """Take one interval in; gives what is worth a line in the journal, or ""."""
-        ...
-
-    def fit(self) -> str:
-        """Fit the states to what was observed; gives what came out."""
-        ...
-
-    def decide(self) -> Decision:
-        """The profile for the next decision window."""
-        ...
-
-    def learn(self, profile: str, reward: float) -> None:
-        """Take the reward of the window since the last `decide` in."""
-        ...
-
-    def propose(
-        self, estimates: Estimates, deadlines: Mapping[str, float], profile: str
-    ) -> Weights:
-        """Weights to be admitted."""
-        ...
-
-    def status(self) -> dict[str, Any]:
-        """For JSON."""
-        ...
-
-    def to_state(self) -> dict[str, Any]:
-        """For the store."""
-        ...
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """From the store. Raises KeyError, TypeError or ValueError and has changed nothing."""
         ...
 
 
@@ -162,13 +116,9 @@ class Controller:
         }
         self._observed_seconds = 0.0
         self._observed: Window | None = None  # while a class lacks its deadline
-        self._deciding: Window | None = None  # the decision window so far
         self._recent: deque[Window] = deque()
         self._meters: dict[str, Meter] = {}
-        self._decision = Decision(profile=_NEUTRAL, state=None, exploring=False, reason="start")
-        self._profile = _NEUTRAL
-        self._reward: float | None = None
-        self._art_per_1000: float | None = None
+        self._deciding = Deciding(policy, guard.trials, config.learning.decision_seconds)
         self._in_force: Weights | None = None
         self._journal = Journal()
         self._events: list[_Event] = []  # of this step, for the journal
@@ -176,14 +126,12 @@ class Controller:
         # Pins, drains and shadow come from other threads.
         self._operator = threading.Lock()
         self._orders: list[_Event] = []  # what the operator did since the last step
-        self._shadow = False  # as the present decision window began
         self._snapshots: tuple[Snapshot, ...] = ()
         self._change: Change | None = None
         self._totals = Totals()
         self._history = History()
         self._measured_at: float | None = None
         restored = self._restore()
-        self._shadow = self._guard.shadow
         start = "start, with what was learned before" if restored else "start, configured weights"
         self._act(_Event(kind="start", reason=start))
         self._view = self._look()
@@ -288,45 +236,23 @@ class Controller:
             self._events.append(_Event(kind="observation", reason=told))
 
     def _decide(self, window: Window) -> _Event | None:
-        """At the end of a decision window: reward, learning, the next profile. Gives the decision,
-        or None within a window. In shadow neutral was in force, so neutral gets the reward."""
+        """A decision of this step, or None."""
         if self.phase != "learning" or window.disturbed or window.unfollowed:
             return None
-        if self._guard.shadow != self._shadow:
-            # What was measured under both tells of neither.
-            self._shadow, self._deciding = self._guard.shadow, None
-        self._deciding = accumulate([self._deciding, window] if self._deciding else [window])
-        if self._deciding.seconds < self._config.learning.decision_seconds:
+        reason = self._deciding.take(window, self._deadlines, shadow=self._guard.shadow)
+        if not reason:
             return None
-        done, self._deciding = self._deciding, None
-        gained = reward(done, self._deadlines)
-        art = art_per_request(done, self._deadlines)
-        if gained is None or art is None:
-            return None  # too little traffic to say anything: go on with the profile
-        used = self._profile_in_force
-        self._policy.learn(used, gained)
-        suspended = self._guard.judge(used, _NEUTRAL, gained)
-        self._decision = self._policy.decide()
-        self._profile, instead = self._guard.permit(
-            self._decision.profile, _NEUTRAL, self._decision.exploring
-        )
-        self._reward, self._art_per_1000 = gained, 1000 * art
-        reason = f"{self._profile}: {suspended or instead or self._decision.reason}"
-        if self._shadow:
-            reason = f"shadow, W stays 1; would be {reason}"
         decision = _Event(kind="decision", reason=reason)
         self._events.append(decision)
         return decision
-
-    @property
-    def _profile_in_force(self) -> str:
-        return _NEUTRAL if self._shadow else self._profile
 
     def _act(self, cause: _Event) -> None:
         """Propose, admit, apply; then the journal, with the generation that resulted."""
         changed = False
         try:
-            proposed = self._policy.propose(self._estimates, self._deadlines, self._profile)
+            proposed = self._policy.propose(
+                self._estimates, self._deadlines, self._deciding.profile
+            )
             with self._operator:
                 orders, self._orders = self._orders, []
                 self._events += orders
@@ -361,11 +287,11 @@ class Controller:
         return Entry(
             time=self._wall(),
             generation=self._in_force.generation if self._in_force else 0,
-            state=self._decision.state,
-            action=self._profile_in_force,
+            state=self._deciding.decision.state,
+            action=self._deciding.in_force(shadow=self._guard.shadow),
             reason=event.reason,
-            reward=self._reward if decision else None,
-            art_per_1000=self._art_per_1000 if decision else None,
+            reward=self._deciding.reward if decision else None,
+            art_per_1000=self._deciding.art_per_1000 if decision else None,
             changes=changes,
             kind=event.kind,
             who=event.who,
@@ -424,7 +350,7 @@ class Controller:
             {
                 "observed_seconds": self._observed_seconds,
                 "deadlines": self._deadlines,
-                "profile": self._profile,
+                "profile": self._deciding.profile,
                 "estimator": self._estimator.to_state(),
                 "policy": self._policy.to_state(),
                 "guard": guard,
@@ -460,7 +386,7 @@ class Controller:
             for u in self._config.upstreams
             if u.deadline_seconds is not None
         }
-        self._profile = str(state.get("profile", _NEUTRAL))
+        self._deciding.profile = str(state.get("profile", NEUTRAL_NAME))
         self._estimates = self._estimator.estimates()
         return True
 
@@ -475,10 +401,10 @@ class Controller:
             weights=self._in_force,
             estimates=self._estimates,
             deadlines=dict(self._deadlines),
-            decision=self._decision,
-            profile=self._profile,
-            reward=self._reward,
-            art_per_1000=self._art_per_1000,
+            decision=self._deciding.decision,
+            profile=self._deciding.profile,
+            reward=self._deciding.reward,
+            art_per_1000=self._deciding.art_per_1000,
             recent=tuple(self._recent),
             measured_at=self._measured_at,
             policy=self._policy.status(),

@@ -37,7 +37,8 @@ def explain(
         "rank" (1 is picked next; None: not picked)}},
      "last_change": {"from", "to": generations, "reason", "peers": {address: {field: [before,
         after]}}, "deadline_seconds", "service_time_seconds": [before, after] if it changed},
-     "last_decision": the journal's entry, or None}
+     "last_decision": the journal's entry, or None,
+     "trials": {profile: see `trials.Trials.status`}}
 
     Raises ConfigError for a name that is not known, with the closest one that is.
     """
@@ -80,6 +81,7 @@ def explain(
             if last
             else None
         ),
+        "trials": dict(view.guard.get("trials", {})),
     }
 
 

@@ -11,8 +11,8 @@ What always holds of the weights that it admits, whatever is proposed:
 6. in shadow no learned W comes into force: W goes to 1, but for pins, and what it would have been
    is kept to be shown.
 
-Between decisions it watches the profiles: two bad windows against neutral's, and the profile is
-suspended. It decides nothing by itself and does no I/O; generations come from the store.
+Which profile may be in force is for its `trials` to say. It decides nothing by itself and does no
+I/O; generations come from the store.
 """
 
 import math
@@ -22,8 +22,9 @@ from typing import Any, Final
 
 from trimtab.config import Config
 from trimtab.errors import ConfigError
-from trimtab.learn.actions import WEIGHT_BOUND
+from trimtab.learn.actions import NEUTRAL, PROFILES, WEIGHT_BOUND
 from trimtab.model import PeerWeight, UpstreamWeights, Weights
+from trimtab.trials import Trials
 
 __all__ = ["Guard", "Verdict"]
 
@@ -44,26 +45,6 @@ MATERIAL_RATIO: Final = 0.02
 # Slots are whole numbers in the configuration, at most this.
 MOST_SLOTS: Final = 65535.0
 
-# A decision window is bad when its reward lies this many standard deviations of neutral's rewards
-# below their mean, and at least the margin (ART 28% up): two in a row are rarely chance.
-BAD_DEVIATIONS: Final = 1.0
-BAD_MARGIN: Final = 0.25
-BAD_WINDOWS: Final = 2
-
-# Neutral windows before there is anything to compare with.
-BASELINE_WINDOWS: Final = 3
-
-# Neutral's rewards are remembered over about this many windows: loads change.
-BASELINE_MEMORY: Final = 20
-
-# A suspended profile stays out for this many decisions, doubled each time up to the most.
-SUSPENDED_DECISIONS: Final = 20
-MOST_SUSPENDED_DECISIONS: Final = 640
-
-# Of the last decisions at most this share may be explorations beyond the configured ratio's own
-# chance: bad luck of the dice does not become a bad hour.
-EXPLORATION_MEMORY: Final = 20
-
 
 class _RefusedError(Exception):
     """A number in a proposal that no bound can mend."""
@@ -83,7 +64,7 @@ class Verdict:
 
 
 class Guard:
-    """Admits proposals and profiles.
+    """Admits proposals; `trials` admits profiles.
 
     Args:
         config: upstreams and peers; what a proposal leaves out is filled from it.
@@ -97,81 +78,19 @@ class Guard:
         self._pairs = {(u.name, p.address) for u in config.upstreams for p in u.peers}
         self._epoch = epoch
         self._next = next_generation
-        self._epsilon = config.learning.exploration_ratio
+        learning = config.learning
+        self.trials = Trials(
+            PROFILES[NEUTRAL].name,
+            exploration_ratio=learning.exploration_ratio,
+            holdback_ratio=learning.holdback_ratio,
+            prove=learning.prove,
+        )
         # (upstream, address) -> W, and addresses: set by the operator, kept with the state.
         self.pins: dict[tuple[str, str], float] = {}
         self.drains: set[str] = set()
         # Decide and tell, never apply a learned W; set by the operator, kept with the state.
         self.shadow = False
         self._withheld: dict[str, dict[str, float]] = {}  # upstream -> address -> W, in shadow
-        self._neutral_windows = 0
-        self._neutral_mean = 0.0
-        self._neutral_variance = 0.0
-        self._bad: dict[str, int] = {}
-        self._suspended: dict[str, int] = {}  # profile -> decisions left
-        self._suspensions: dict[str, int] = {}  # profile -> times
-        self._explored: list[bool] = []
-
-    # Profiles
-
-    def permit(self, profile: str, neutral: str, exploring: bool) -> tuple[str, str]:
-        """The profile to use instead of the chosen one for the next decision window, and why it
-        was changed ("" when it was not). Call once a decision."""
-        for name in list(self._suspended):
-            self._suspended[name] -= 1
-            if self._suspended[name] <= 0:
-                del self._suspended[name]
-        reason = ""
-        if profile != neutral and profile in self._suspended:
-            reason = (
-                f"{profile} is suspended for {self._suspended[profile]} more decisions after "
-                f"{BAD_WINDOWS} bad windows"
-            )
-        elif exploring and profile != neutral:
-            # Twice the mean, and one: above it the dice were unlucky.
-            allowed = 1 + 2 * self._epsilon * EXPLORATION_MEMORY
-            if sum(self._explored) >= allowed:
-                reason = f"explored {sum(self._explored)} of the last {EXPLORATION_MEMORY} times"
-            elif self._neutral_windows < BASELINE_WINDOWS:
-                reason = f"neutral was measured {self._neutral_windows} times only"
-        self._explored.append(exploring and not reason and profile != neutral)
-        del self._explored[:-EXPLORATION_MEMORY]
-        return (neutral, reason) if reason else (profile, "")
-
-    def judge(self, profile: str, neutral: str, reward: float) -> str:
-        """Take the reward of a decision window in. Gives the reason when `profile` is suspended
-        by it and neutral must follow at once; else ""."""
-        if not math.isfinite(reward):
-            return ""
-        if profile == neutral:
-            self._baseline(reward)
-            return ""
-        if self._neutral_windows < BASELINE_WINDOWS:
-            return ""
-        margin = max(BAD_MARGIN, BAD_DEVIATIONS * math.sqrt(self._neutral_variance))
-        if reward >= self._neutral_mean - margin:
-            self._bad.pop(profile, None)
-            return ""
-        self._bad[profile] = self._bad.get(profile, 0) + 1
-        if self._bad[profile] < BAD_WINDOWS:
-            return ""
-        del self._bad[profile]
-        times = self._suspensions.get(profile, 0)
-        self._suspensions[profile] = times + 1
-        self._suspended[profile] = min(
-            SUSPENDED_DECISIONS * 2 ** min(times, 10), MOST_SUSPENDED_DECISIONS
-        )
-        return (
-            f"{profile} had {BAD_WINDOWS} bad windows in a row: reward {reward:.2f}, neutral "
-            f"{self._neutral_mean:.2f} less {margin:.2f} allowed; back to neutral"
-        )
-
-    def _baseline(self, reward: float) -> None:
-        self._neutral_windows += 1
-        step = max(1 / self._neutral_windows, 1 / BASELINE_MEMORY)
-        away = reward - self._neutral_mean
-        self._neutral_mean += step * away
-        self._neutral_variance = (1 - step) * (self._neutral_variance + step * away * away)
 
     # Weights
 
@@ -281,11 +200,9 @@ class Guard:
     # State
 
     def status(self) -> dict[str, Any]:
-        """Baseline, suspensions, pins, drains and shadow, for JSON."""
+        """Pins, drains, shadow, and what `Trials.status` says, for JSON."""
         return {
-            "neutral_reward": self._neutral_mean if self._neutral_windows else None,
-            "neutral_windows": self._neutral_windows,
-            "suspended": dict(self._suspended),
+            **self.trials.status(),
             "pins": [[name, address, w] for (name, address), w in sorted(self.pins.items())],
             "drains": sorted(self.drains),
             "shadow": self.shadow,
@@ -295,9 +212,7 @@ class Guard:
     def to_state(self) -> dict[str, Any]:
         """As JSON-able data."""
         return {
-            "neutral": [self._neutral_windows, self._neutral_mean, self._neutral_variance],
-            "suspended": dict(self._suspended),
-            "suspensions": dict(self._suspensions),
+            "trials": self.trials.to_state(),
             "pins": [[name, address, w] for (name, address), w in self.pins.items()],
             "drains": sorted(self.drains),
             "shadow": self.shadow,
@@ -306,21 +221,15 @@ class Guard:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take back what `to_state` gave. Raises KeyError, TypeError or ValueError for another
         shape, and has changed nothing then."""
-        windows, mean, variance = state["neutral"]
-        suspended = {str(p): int(n) for p, n in state["suspended"].items()}
-        suspensions = {str(p): int(n) for p, n in state["suspensions"].items()}
         pins = {(str(n), str(a)): float(w) for n, a, w in state["pins"]}
         for pin in pins.values():
             if not 1 / WEIGHT_BOUND <= pin <= WEIGHT_BOUND:
                 raise ValueError(f"a pin of {pin!r}")
-        numbers = (float(mean), float(variance))
-        if not all(math.isfinite(n) for n in numbers) or numbers[1] < 0 or int(windows) < 0:
-            raise ValueError(f"neutral rewards {state['neutral']!r}")
         drains = {str(a) for a in state["drains"]}
-        shadow = bool(state.get("shadow", False))  # absent in states of version 0.1
-        self._neutral_windows = int(windows)
-        self._neutral_mean, self._neutral_variance = numbers
-        self._suspended, self._suspensions = suspended, suspensions
+        # These two are absent in states of version 0.1.
+        shadow = bool(state.get("shadow", False))
+        if "trials" in state:
+            self.trials.restore(state["trials"])
         self.pins = {k: w for k, w in pins.items() if k in self._pairs}
         self.drains = drains & {address for _, address in self._pairs}
         self.shadow = shadow

@@ -28,6 +28,11 @@ __all__ = ["Decision", "Learned", "Neutral", "proposal"]
 
 _log: Final = logging.getLogger(__name__)
 
+# Of a fitted mixture's own observations one in 370 lies outside, of a heavy tail's a few in a
+# hundred: eight of ten are another world.
+OUTSIDE_OF: Final = 10
+OUTSIDE_LEAST: Final = 8
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
@@ -76,6 +81,7 @@ class Neutral:
     """Estimates only: W = 1 always. What runs when learning is disabled."""
 
     fitted = True
+    outside = ""
 
     def __init__(self, config: Config) -> None:
         self._config = config
@@ -149,6 +155,7 @@ class Learned:
         self._seen: Counter[int] = Counter()  # in the present decision window
         self._occupancy: Counter[int] = Counter()  # since the last fit
         self._outside = 0
+        self._lately: deque[bool] = deque(maxlen=OUTSIDE_OF)  # whether outside
         self._reobserve: float | None = None  # seconds left of a renewed observation
         self._decided_in: int | None = None
         if trained and trained.clusters:
@@ -161,6 +168,14 @@ class Learned:
         """Whether there are states."""
         return self._clusters is not None
 
+    @property
+    def outside(self) -> str:
+        """Why the present state is none of those that were learned in, or ""."""
+        count = sum(self._lately)
+        if count < OUTSIDE_LEAST:
+            return ""
+        return f"{count} of the last {len(self._lately)} observations lie outside of every state"
+
     def observe(self, features: Features, seconds: float) -> str:
         """Take the features of an interval of that length in; gives what happened, if anything
         worth telling. May fit, which takes about a second."""
@@ -171,6 +186,7 @@ class Learned:
         self._seen[self._now.index] += 1
         self._occupancy[self._now.index] += 1
         self._outside += self._now.outside
+        self._lately.append(self._now.outside)
         if self._reobserve is not None:
             self._reobserve -= seconds
             return self.fit() if self._reobserve <= 0 else ""
@@ -187,6 +203,7 @@ class Learned:
         """Fit the states to the observations kept; gives what came out. Without any: nothing."""
         self._reobserve = None
         self._outside = 0
+        self._lately.clear()
         if not self._samples:
             return ""
         learning = self._config.learning

@@ -21,10 +21,11 @@ ROWS = (
     # 1: the configuration and what computes without I/O
     ("bounds", "config", "fits", "queued", "window"),
     ("bearer", "estimate", "learn", "listen", "messages"),
+    ("trials",),
     ("guard",),
     # 2: what decides, reads, acts, and the worlds to act in
     ("journal", "policy", "sources", "store", "traffic"),
-    ("overview",),
+    ("deciding", "overview"),
     ("actuators", "demo", "load", "twin"),
     ("explain",),
     # 3: the one who calls them

@@ -30,7 +30,7 @@ from trimtab.twin import rule
 CONFIG = configuration(
     {"a": "deadline_seconds = 0.1", "b": "deadline_seconds = 0.5"},
     {"s1:1": 2, "s2:1": 2},
-    "observe_seconds = 1.0\ndecision_seconds = 2.0",
+    "observe_seconds = 1.0\ndecision_seconds = 2.0\nprove = false",
 )
 
 
@@ -81,6 +81,7 @@ class Leaning:
     """A policy that always proposes W = 2 at the first server and 0.5 at the second."""
 
     fitted = True
+    outside = ""
 
     def __init__(self) -> None:
         self.learned: list[str] = []

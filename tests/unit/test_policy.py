@@ -187,3 +187,15 @@ def test_state_survives_a_round_trip() -> None:
     with pytest.raises((KeyError, TypeError, ValueError)):
         again.restore(state | {"clusters": {"names": []}})
     assert again.fitted
+
+
+def test_a_world_that_was_never_seen_is_outside() -> None:
+    """Eight strange observations of ten say so; known ones take it back."""
+    policy = fitted()
+    assert policy.outside == ""
+    for n in range(8):
+        policy.observe(observation(1000.0, n), 1.0)
+    assert policy.outside.startswith("8 of the last")
+    for n in range(3):
+        policy.observe(observation(1.0, n), 1.0)
+    assert policy.outside == ""

@@ -6,6 +6,7 @@ a balancer last reported.
 
 import argparse
 import json
+import textwrap
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
@@ -15,7 +16,7 @@ from trimtab import terminal
 from trimtab.cli import admin_client
 from trimtab.errors import TrimtabError
 
-__all__ = ["add_arguments", "render", "run"]
+__all__ = ["add_arguments", "render", "run", "trial_text"]
 
 # Sized so that the table fits 80 columns.
 ADDRESS_COLUMNS: Final = 21
@@ -139,7 +140,20 @@ def _last(told: Mapping[str, Any]) -> Iterator[str]:
     if decision:
         when = _when(decision["time"])
         yield f"last decision: generation {decision['generation']} at {when}"
-        yield f"  {decision['reason']}"[:COLUMNS]
+        yield from textwrap.wrap(
+            decision["reason"], COLUMNS, initial_indent="  ", subsequent_indent="  "
+        )
+    for profile, trial in told.get("trials", {}).items():
+        yield f"  {profile}: {trial_text(trial)}"[:COLUMNS]
+
+
+def trial_text(trial: Mapping[str, Any]) -> str:
+    """One profile's trial in words: its stage, and what was measured."""
+    if trial.get("gain") is None:
+        return str(trial["stage"])
+    error = "?" if trial["error"] is None else f"{trial['error']:.2f}"
+    count = trial["switchbacks"]
+    return f"{trial['stage']}, gain {trial['gain']:.2f} ± {error} in {count} switchbacks"
 
 
 def _value(value: Any) -> str:

@@ -255,6 +255,9 @@ _STARTER: Final = """\
 # clusters = 27
 # outlier_threshold = 60
 # exploration_ratio = 0.1
+# A profile must beat neutral in a trial on live traffic; then this share of windows stays neutral.
+# prove = true
+# holdback_ratio = 0.05
 # seed = 0
 # What `trimtab train` wrote for these upstreams and peers: where learning starts from.
 # trained = "trained.json"

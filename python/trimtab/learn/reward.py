@@ -15,7 +15,7 @@ from typing import Final
 
 from trimtab.model import BUCKET_BOUNDS_SECONDS, FAILED_TARDINESS, PairCounters, Window
 
-__all__ = ["LEAST_REQUESTS", "art_per_request", "reward", "tardiness"]
+__all__ = ["LEAST_REQUESTS", "art_per_request", "reward", "reward_at_most", "tardiness"]
 
 FLOOR: Final = 0.01
 
@@ -62,3 +62,14 @@ def reward(of: Window, deadlines: Mapping[str, float]) -> float | None:
         return None
     art = art_per_request(of, deadlines)
     return None if art is None or not math.isfinite(art) else -math.log(FLOOR + art)
+
+
+def reward_at_most(of: Window, deadlines: Mapping[str, float], seconds: float) -> float | None:
+    """The most that a window of that length can come to that began like `of`: if no further
+    request were late, and they came as before. None as for `reward`."""
+    if of.requests < LEAST_REQUESTS:
+        return None
+    art = art_per_request(of, deadlines)
+    if art is None or not math.isfinite(art):
+        return None
+    return -math.log(FLOOR + art * min(of.seconds / seconds, 1.0))

@@ -36,7 +36,7 @@ __all__ = ["NEUTRAL_NAME", "Stage", "Training"]
 
 NEUTRAL_NAME: Final = PROFILES[NEUTRAL].name
 
-# In training, trying is free: most decisions explore.
+# In training, trying is free: most decisions explore, and nothing has to be proven first.
 EXPLORATION_RATIO: Final = 0.75
 
 # The load of an episode over the scenario's: from a quiet hour to a busy one.
@@ -108,7 +108,8 @@ class Training:
         self._scenario = scenario
         self._live_config = config
         self._config = replace(
-            config, learning=replace(config.learning, exploration_ratio=EXPLORATION_RATIO)
+            config,
+            learning=replace(config.learning, exploration_ratio=EXPLORATION_RATIO, prove=False),
         )
         self._upstreams = upstreams_in_order(scenario, config)
         self._given = upstreams_of(config)

@@ -1,0 +1,322 @@
+"""Trials: what a profile must show on live traffic before it stays in force, and to stay there.
+
+A profile that the policy wants is a *candidate*. It goes *on trial*: decision windows of neutral
+and of the profile take turns (A/B/A, a switchback), and each window B is compared with the mean of
+the neutral ones beside it, so that a load that rises or falls steadily cancels. When the mean gain
+in reward is above 0 with confidence it is *promoted*; when it is not after some switchbacks, it is
+*reverted* and rests. A promoted profile stays measured: one window in so many is held back
+(neutral), and compared with those beside it; a gain that is surely negative reverts it, and so do
+two bad windows in a row, or a single one that is hopeless before it is over.
+
+    gain of a switchback   g = r(B) − (r(A₁) + r(A₂))/2; held back: (r(B₁) + r(B₂))/2 − r(A)
+    promoted when          mean(g) − t(n − 1)·s·√(4/3)/√n > 0, from the third switchback on
+
+Switchbacks that follow one another share a neutral window: with windows of variance v the gains
+have variance 1.5·v and covariance v/4, so their mean varies by up to 1 + 2/6 = 4/3 times what n
+independent ones would. t is Student's 97.5% point; looking again after each switchback raises the
+one mistake in forty to about one in fifteen, and the holdback watches for it.
+
+Pure: rewards in, choices and reasons out. No I/O, no clock; a decision is a unit of time.
+"""
+
+import math
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from trimtab.learn.qlearning import MOST_REWARD
+
+__all__ = ["STAGES", "Trials"]
+
+# In the order of a profile's life; after its rest a reverted one is a candidate again.
+STAGES: Final = ("candidate", "on trial", "promoted", "reverted")
+
+# A decision window is bad when its reward lies this many standard deviations of neutral's rewards
+# below their mean, and at least the margin (ART 28% up): two in a row are rarely chance.
+BAD_DEVIATIONS: Final = 1.0
+BAD_MARGIN: Final = 0.25
+BAD_WINDOWS: Final = 2
+
+# Hopeless: even if nothing more were late until the window's end, its ART would be twice neutral's
+# and its reward further down than one window of neutral in a hundred.
+HOPELESS_DEVIATIONS: Final = 2.5
+HOPELESS_MARGIN: Final = 0.7
+
+# Neutral windows before there is anything to compare with.
+BASELINE_WINDOWS: Final = 3
+
+# Neutral's rewards are remembered over about this many windows: loads change.
+BASELINE_MEMORY: Final = 20
+
+# A reverted profile rests for this many decisions, doubled each time up to the most.
+REST_DECISIONS: Final = 20
+MOST_REST_DECISIONS: Final = 640
+
+# Of the last decisions at most this share may be explorations beyond the configured ratio's own
+# chance: bad luck of the dice does not become a bad hour.
+EXPLORATION_MEMORY: Final = 20
+
+# Fewer switchbacks give no deviation worth the name; after so many a gain that is not proven is
+# too small to be worth more windows of a trial. As many are remembered: under the usual holdback
+# four hours of decisions of a minute.
+LEAST_SWITCHBACKS: Final = 3
+MOST_SWITCHBACKS: Final = 12
+
+# Of the mean of gains that share their neutral windows: see above.
+SHARED: Final = math.sqrt(4 / 3)
+
+# Student's 97.5% point for 2 to 11 degrees of freedom.
+STUDENT: Final = (4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20)
+
+
+@dataclass(slots=True)
+class _Trial:
+    """What is known of one profile."""
+
+    stage: str = "candidate"
+    gains: deque[float] = field(default_factory=lambda: deque(maxlen=MOST_SWITCHBACKS))
+    bad: int = 0  # windows in a row
+    rest: int = 0  # decisions left of it
+    reverts: int = 0  # since it was last promoted
+
+    def gain(self) -> tuple[float, float]:
+        """Mean gain, and half the width of its confidence interval."""
+        n = len(self.gains)
+        if n < LEAST_SWITCHBACKS:
+            return (sum(self.gains) / n if n else 0.0), math.inf
+        mean = sum(self.gains) / n
+        variance = sum((g - mean) ** 2 for g in self.gains) / (n - 1)
+        return mean, STUDENT[n - LEAST_SWITCHBACKS] * SHARED * math.sqrt(variance / n)
+
+
+class Trials:
+    """See the module.
+
+    Args:
+        neutral: the profile that others are compared with.
+        exploration_ratio: how often the policy tries something.
+        holdback_ratio: share of windows that stays neutral under a promoted profile.
+        prove: whether a trial comes first; without, only the bad windows count.
+    """
+
+    def __init__(
+        self, neutral: str, *, exploration_ratio: float, holdback_ratio: float, prove: bool = True
+    ) -> None:
+        self._neutral = neutral
+        self._epsilon = exploration_ratio
+        self._holdback = round(1 / holdback_ratio) if holdback_ratio > 0 else 0
+        self._prove = prove
+        self._windows = 0  # of neutral
+        self._mean = 0.0
+        self._variance = 0.0
+        self._trials: dict[str, _Trial] = {}
+        self._explored: list[bool] = []
+        self._chain: deque[tuple[str, float]] = deque(maxlen=3)  # the last windows, unbroken
+        self._since_neutral = 0  # decisions
+
+    # Choices
+
+    def permit(self, profile: str, exploring: bool = False, outside: str = "") -> tuple[str, str]:
+        """The profile to use for the next decision window when the policy chose `profile`, and why
+        it is another one or on trial ("" when there is nothing to say). Call once a decision.
+
+        `outside`: why the present state is none of those that were learned in, or "".
+        """
+        for trial in self._trials.values():
+            trial.rest = max(0, trial.rest - 1)
+            if trial.stage == "reverted" and not trial.rest:
+                trial.stage = "candidate"
+        for name, trial in self._trials.items():
+            # The policy changed its mind: what was measured is kept for the next time.
+            if trial.stage == "on trial" and name != profile and not exploring:
+                trial.stage = "candidate"
+        use, reason = self._permit(profile, exploring, outside)
+        self._explored.append(exploring and use == profile != self._neutral)
+        del self._explored[:-EXPLORATION_MEMORY]
+        self._since_neutral = 0 if use == self._neutral else self._since_neutral + 1
+        return use, reason
+
+    def _permit(self, profile: str, exploring: bool, outside: str) -> tuple[str, str]:
+        neutral = self._neutral
+        if profile == neutral:
+            return neutral, ""
+        if outside:
+            return neutral, f"not {profile}: {outside}"
+        trial = self._trials.setdefault(profile, _Trial())
+        if trial.stage == "reverted":
+            return neutral, f"{profile} was reverted and rests for {trial.rest} more decisions"
+        if self._windows < BASELINE_WINDOWS and (exploring or self._prove):
+            return neutral, (
+                f"{profile} is a candidate, but neutral was measured {self._windows} times only"
+            )
+        if exploring:
+            return self._explore(profile)
+        if trial.stage == "promoted" or not self._prove:
+            if self._prove and self._holdback and self._since_neutral + 1 >= self._holdback:
+                return neutral, (
+                    f"held back, one window in {self._holdback}, to measure {profile} against it"
+                )
+            return profile, ""
+        trial.stage = "on trial"
+        if self._chain and self._chain[-1][0] == neutral:
+            return profile, f"on trial, switchback {len(trial.gains) + 1}"
+        return neutral, f"its turn in the trial of {profile}"
+
+    def _explore(self, profile: str) -> tuple[str, str]:
+        on = next((p for p, t in self._trials.items() if t.stage == "on trial"), "")
+        if on and on != profile:
+            return self._neutral, f"not exploring {profile}: {on} is on trial"
+        # Twice the mean, and one: above it the dice were unlucky.
+        allowed = 1 + 2 * self._epsilon * EXPLORATION_MEMORY
+        if sum(self._explored) >= allowed:
+            return self._neutral, (
+                f"explored {sum(self._explored)} of the last {EXPLORATION_MEMORY} times"
+            )
+        return profile, ""
+
+    # Rewards
+
+    def judge(self, profile: str, reward: float, *, hopeless: bool = False) -> str:
+        """Take the reward of a decision window in, of a profile that was in force through it; what
+        it changed, for the journal, or "". `hopeless`: it was broken off, see there."""
+        if not abs(reward) <= MOST_REWARD:
+            self.interrupt()
+            return ""
+        self._chain.append((profile, reward))
+        if profile == self._neutral:
+            self._baseline(reward)
+        elif self._windows >= BASELINE_WINDOWS:
+            trial = self._trials.setdefault(profile, _Trial())
+            margin = self._margin(BAD_MARGIN, BAD_DEVIATIONS)
+            trial.bad = trial.bad + 1 if reward < self._mean - margin else 0
+            if hopeless or trial.bad >= BAD_WINDOWS:
+                return self._revert(
+                    profile,
+                    trial,
+                    ("a hopeless window, broken off" if hopeless else "2 bad windows in a row")
+                    + f": reward {reward:.2f}, neutral {self._mean:.2f} less {margin:.2f} allowed",
+                )
+        measured, gain = self._switchback()
+        if not measured:
+            return ""
+        trial = self._trials.setdefault(measured, _Trial())
+        trial.gains.append(gain)
+        return self._verdict(measured, trial)
+
+    def hopeless(self, profile: str, most: float) -> bool:
+        """Whether a window that cannot come to more than the reward `most` need not go on."""
+        if profile == self._neutral or self._windows < BASELINE_WINDOWS:
+            return False
+        return most < self._mean - self._margin(HOPELESS_MARGIN, HOPELESS_DEVIATIONS)
+
+    def interrupt(self) -> None:
+        """The next window does not follow the last one: no switchback goes over the gap."""
+        self._chain.clear()
+
+    def _margin(self, least: float, deviations: float) -> float:
+        return max(least, deviations * math.sqrt(self._variance))
+
+    def _baseline(self, reward: float) -> None:
+        self._windows += 1
+        step = max(1 / self._windows, 1 / BASELINE_MEMORY)
+        away = reward - self._mean
+        self._mean += step * away
+        self._variance = (1 - step) * (self._variance + step * away * away)
+
+    def _switchback(self) -> tuple[str, float]:
+        """The profile that the last three windows measure, and its gain; "" for none."""
+        if len(self._chain) < 3:
+            return "", 0.0
+        (first, a), (middle, b), (last, c) = self._chain
+        if first != last or middle == first or self._neutral not in (first, middle):
+            return "", 0.0
+        held_back = middle == self._neutral
+        measured = first if held_back else middle
+        # Each window of a trial would count twice: as the middle, and as the sides.
+        promoted = self._stage(measured) == "promoted"
+        if held_back != promoted:
+            return "", 0.0
+        gain = b - (a + c) / 2
+        return measured, -gain if held_back else gain
+
+    def _verdict(self, profile: str, trial: _Trial) -> str:
+        count = len(trial.gains)
+        mean, error = trial.gain()
+        said = f"gain {mean:.2f} ± {error:.2f} in {count} switchbacks"
+        if count < LEAST_SWITCHBACKS or not self._prove:
+            return ""
+        if trial.stage == "promoted":
+            return self._revert(profile, trial, said) if mean + error < 0 else ""
+        if trial.stage == "reverted":
+            return ""
+        if mean - error > 0:
+            trial.stage, trial.reverts, trial.bad = "promoted", 0, 0
+            return f"{profile} promoted: {said}"
+        if mean <= 0 or count >= MOST_SWITCHBACKS:
+            return self._revert(profile, trial, f"no sure {said}")
+        return ""
+
+    def _revert(self, profile: str, trial: _Trial, why: str) -> str:
+        trial.stage = "reverted"
+        trial.gains.clear()
+        trial.bad = 0
+        trial.rest = min(REST_DECISIONS * 2 ** min(trial.reverts, 10), MOST_REST_DECISIONS)
+        trial.reverts += 1
+        return f"{profile} reverted for {trial.rest} decisions, back to neutral: {why}"
+
+    def _stage(self, profile: str) -> str:
+        return self._trials[profile].stage if profile in self._trials else "candidate"
+
+    # State
+
+    def status(self) -> dict[str, Any]:
+        """For JSON: {"neutral_reward": mean or None, "neutral_windows", "suspended": {profile:
+        decisions left}, "trials": {profile: {"stage": one of STAGES, "gain": mean in reward or
+        None, "error": half its interval or None, "switchbacks"}}}."""
+        trials = {}
+        for profile, trial in self._trials.items():
+            mean, error = trial.gain()
+            trials[profile] = {
+                "stage": trial.stage,
+                "gain": mean if trial.gains else None,
+                "error": error if math.isfinite(error) else None,
+                "switchbacks": len(trial.gains),
+            }
+        return {
+            "neutral_reward": self._mean if self._windows else None,
+            "neutral_windows": self._windows,
+            "suspended": {p: t.rest for p, t in self._trials.items() if t.rest},
+            "trials": trials,
+        }
+
+    def to_state(self) -> dict[str, Any]:
+        """As JSON-able data."""
+        return {
+            "neutral": [self._windows, self._mean, self._variance],
+            "profiles": {
+                p: [t.stage, list(t.gains), t.bad, t.rest, t.reverts]
+                for p, t in self._trials.items()
+            },
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take back what `to_state` gave. Raises KeyError, TypeError or ValueError for another
+        shape, and has changed nothing then. A profile on trial goes on with its gains."""
+        windows, mean, variance = state["neutral"]
+        windows, mean, variance = int(windows), float(mean), float(variance)
+        if not (abs(mean) <= MOST_REWARD and 0 <= variance < math.inf and windows >= 0):
+            raise ValueError(f"neutral rewards {state['neutral']!r}")
+        trials = {}
+        for profile, (stage, gains, *counts) in state["profiles"].items():
+            bad, rest, reverts = (int(n) for n in counts)
+            numbers = [float(g) for g in gains]
+            sane = stage in STAGES and min(bad, rest, reverts) >= 0 and rest <= MOST_REST_DECISIONS
+            if not (sane and all(abs(g) <= 2 * MOST_REWARD for g in numbers)):
+                raise ValueError(f"the trial of {profile!r}: {stage!r}, {gains!r}, {counts!r}")
+            trials[str(profile)] = _Trial(
+                stage, deque(numbers, MOST_SWITCHBACKS), bad, rest, reverts
+            )
+        self._windows, self._mean, self._variance = windows, mean, variance
+        self._trials = trials
+        self.interrupt()

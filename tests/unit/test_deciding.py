@@ -1,0 +1,138 @@
+"""Decision windows: when they end, who is credited, and what follows."""
+
+from typing import Any
+
+import pytest
+
+from trimtab.deciding import Deciding
+from trimtab.model import PairCounters, Window
+from trimtab.policy import Decision
+from trimtab.trials import Trials
+
+DEADLINES = {"a": 0.1}
+LENGTH = 10.0
+
+
+class Wanting:
+    """A policy that wants one profile; `credited` is what it was told."""
+
+    fitted = True
+
+    def __init__(self) -> None:
+        self.wants = "neutral"
+        self.outside = ""
+        self.credited: list[tuple[str, float]] = []
+
+    def decide(self) -> Decision:
+        """That profile."""
+        return Decision(profile=self.wants, state=1, exploring=False, reason="wanted")
+
+    def learn(self, profile: str, reward: float) -> None:
+        """Remember."""
+        self.credited.append((profile, reward))
+
+    def __getattr__(self, name: str) -> Any:
+        raise AssertionError(f"a decision does not need {name}")
+
+
+def second(art: float) -> Window:
+    """A second of 100 requests with that ART per request."""
+    pair = PairCounters(requests=100, tardiness=100 * art, tardy=1)
+    return Window(seconds=1.0, pairs={"a": {"s1:1": pair}})
+
+
+def deciding(**given) -> tuple[Deciding, Wanting, Trials]:
+    """Decision windows of ten seconds, neutral measured five times at ART 0.1 a request."""
+    policy = Wanting()
+    trials = Trials("neutral", **{"exploration_ratio": 0.0, "holdback_ratio": 0.05} | given)
+    one = Deciding(policy, trials, LENGTH)
+    for _ in range(50):
+        one.take(second(0.1), DEADLINES, shadow=False)
+    assert [profile for profile, _ in policy.credited] == ["neutral"] * 5
+    policy.wants = "twin"
+    return one, policy, trials
+
+
+def run(one: Deciding, art: float, seconds: int) -> list[str]:
+    """What was decided in so many seconds of that ART."""
+    told = [one.take(second(art), DEADLINES, shadow=False) for _ in range(seconds)]
+    return [reason for reason in told if reason]
+
+
+def test_a_better_profile_is_promoted_in_four_switchbacks() -> None:
+    """Half of neutral's ART in the windows of the profile: neutral and it take turns, and within
+    nine windows it is promoted and stays."""
+    one, _, trials = deciding()
+    run(one, 0.1, 10)
+    said = []
+    for n in range(9):
+        said += run(one, (0.05 if one.profile == "twin" else 0.1) * (1 + n % 3 / 20), 10)
+    assert any("twin promoted: gain" in reason for reason in said)
+    assert trials.status()["trials"]["twin"]["stage"] == "promoted"
+    assert one.profile == "twin"
+
+
+def test_a_hopeless_window_ends_at_once() -> None:
+    """A profile that is ten times worse is back to neutral after a few seconds, not after the
+    window; the learner is told a reward that is no better than it was."""
+    one, policy, trials = deciding()
+    run(one, 0.1, 10)
+    assert one.profile == "twin"
+    seconds = 0
+    while one.profile == "twin":
+        said = run(one, 1.0, 1)
+        seconds += 1
+        assert seconds < 5
+    assert "broken off" in said[0]
+    profile, reward = policy.credited[-1]
+    assert profile == "twin"
+    assert reward < policy.credited[0][1] - 0.7
+    assert trials.status()["suspended"]["twin"] == 19
+
+
+def test_neutral_is_never_broken_off() -> None:
+    """However bad: there is nothing to go back to."""
+    one, policy, _ = deciding()
+    policy.wants = "neutral"
+    assert run(one, 50.0, 9) == []
+
+
+def test_a_strange_state_is_neutral_at_once() -> None:
+    """Within the window, which counts for nobody; the profile is back when the state is known."""
+    one, policy, _ = deciding(prove=False)
+    run(one, 0.1, 10)
+    run(one, 0.1, 5)
+    credited = len(policy.credited)
+    policy.outside = "another world"
+    assert run(one, 0.1, 1) == ["neutral at once: another world"]
+    assert one.profile == "neutral"
+    assert len(policy.credited) == credited
+    assert run(one, 0.1, 10) == ["neutral: not twin: another world"]
+    policy.outside = ""
+    run(one, 0.1, 10)
+    assert one.profile == "twin"
+
+
+@pytest.mark.parametrize("requests", [0, 3])
+def test_too_little_traffic_decides_nothing(requests: int) -> None:
+    """A window of a few requests ends without a reward, and the profile stays."""
+    one, policy, _ = deciding()
+    run(one, 0.1, 10)
+    credited = len(policy.credited)
+    pair = PairCounters(requests=requests, tardiness=9.0 * requests, tardy=requests)
+    for _ in range(10):
+        few = Window(seconds=1.0, pairs={"a": {"s1:1": pair}})
+        assert one.take(few, DEADLINES, shadow=False) == ""
+    assert one.profile == "twin"
+    assert len(policy.credited) == credited
+
+
+def test_shadow_begins_a_new_window() -> None:
+    """What was measured half in shadow tells of neither: ten more seconds to the next decision."""
+    one, policy, _ = deciding(prove=False)
+    run(one, 0.1, 10)
+    run(one, 0.1, 5)
+    told = [one.take(second(0.1), DEADLINES, shadow=True) for _ in range(10)]
+    assert told[:9] == [""] * 9
+    assert told[9].startswith("shadow, W stays 1; would be twin")
+    assert policy.credited[-1][0] == "neutral"
