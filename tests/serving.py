@@ -14,7 +14,7 @@ import grpc
 from trimtab import config
 from trimtab.actuators.board import Board
 from trimtab.model import PeerWeight, UpstreamWeights, Weights
-from trimtab.server import PolicyServer
+from trimtab.server import NO_SECRETS, PolicyServer, Secrets
 from trimtab.sources.reported import Reported
 from trimtab.v1 import policy_pb2_grpc
 
@@ -90,12 +90,22 @@ class Serving:
 
 @contextmanager
 def serving(
-    *, upstreams: int = 3, peers: int = 2, generation: int = 1, options: tuple = ()
+    *,
+    upstreams: int = 3,
+    peers: int = 2,
+    generation: int = 1,
+    options: tuple = (),
+    policy: str = "",
+    secrets: Secrets = NO_SECRETS,
+    credentials: grpc.ChannelCredentials | None = None,
 ) -> Iterator[Serving]:
-    """A server with `generation` in force; 0 for none. Stopped at the end in any case."""
+    """A server with `generation` in force; 0 for none. Stopped at the end in any case.
+
+    `policy` has more lines of [policy]; with `credentials` the client speaks TLS, to "localhost".
+    """
     with tempfile.TemporaryDirectory(prefix="trimtab-") as directory:
         listen = f"unix:{Path(directory) / 'policy'}"
-        checked = configuration(upstreams=upstreams, peers=peers, listen=listen)
+        checked = configuration(upstreams=upstreams, peers=peers, listen=listen, policy=policy)
         board = Board()
         if generation:
             board.apply(weights(checked, generation=generation))
@@ -107,7 +117,11 @@ def serving(
 
         async def start() -> PolicyServer:
             server = PolicyServer(
-                checked, source, board, lambda method, code, _: calls.append((method, code))
+                checked,
+                source,
+                board,
+                lambda method, code, _: calls.append((method, code)),
+                secrets,
             )
             await server.start()
             return server
@@ -115,7 +129,12 @@ def serving(
         try:
             server = asyncio.run_coroutine_threadsafe(start(), loop).result(TIMEOUT)
             try:
-                with grpc.insecure_channel(listen, options=options) as channel:
+                if credentials is None:
+                    opened = grpc.insecure_channel(listen, options=options)
+                else:
+                    named = (*options, ("grpc.ssl_target_name_override", "localhost"))
+                    opened = grpc.secure_channel(listen, credentials, options=named)
+                with opened as channel:
                     yield Serving(checked, board, source, channel, calls, server, loop)
             finally:
                 asyncio.run_coroutine_threadsafe(server.stop(), loop).result(TIMEOUT)

@@ -27,7 +27,7 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from trimtab import dashboard
-from trimtab.config import Config, split_address
+from trimtab.config import Config, is_loopback
 from trimtab.control import MOST_BODY_BYTES, Control, Operator
 from trimtab.errors import ConfigError, TrimtabError
 from trimtab.events import Events
@@ -73,7 +73,7 @@ class Admin:
         control: Control,
     ) -> None:
         self._listen = config.policy.admin_listen
-        self._loopback = _is_loopback(self._listen)
+        self._loopback = is_loopback(self._listen) and not self._listen.startswith("unix:")
         self._status = status
         self._trouble = trouble
         self._metrics = metrics
@@ -213,12 +213,6 @@ class Admin:
         # A thread of the common pool: ours may be the stuck one.
         body = await asyncio.to_thread(self._metrics.text, status)
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
-
-
-def _is_loopback(listen: str) -> bool:
-    host = split_address(listen)[0].strip("[]")
-    address = _address(host)
-    return host == "localhost" or (address is not None and address.is_loopback)
 
 
 def _literal(host: str) -> bool:

@@ -1,6 +1,7 @@
-"""The token that a control call must bear: where it comes from, and what is one.
+"""The tokens that control calls and balancers must bear: where they come from, and what is one.
 
-Both sides read it here, the policy server to check and the command line to send it.
+Both sides read them here, the policy server to check, and the command line and the renderer of
+nginx's configuration to send them.
 """
 
 import os
@@ -12,7 +13,7 @@ from typing import Final
 from trimtab.config import Policy
 from trimtab.errors import ConfigError
 
-__all__ = ["VARIABLE", "checked", "read_file", "token"]
+__all__ = ["VARIABLE", "balancer_token", "checked", "read_file", "token"]
 
 # Where the command line looks when it has no configuration file to read.
 VARIABLE: Final = "TRIMTAB_TOKEN"
@@ -35,6 +36,23 @@ def token(policy: Policy, environment: Mapping[str, str] = os.environ) -> str | 
             environment.get(name, ""), f"token_variable in [policy]: the variable {name}"
         )
     return None
+
+
+def balancer_token(policy: Policy) -> str | None:
+    """The token of balancers' calls that [policy] names; None when it names none.
+
+    Raises ConfigError; also for a '$', which nginx would take for a variable.
+    """
+    if policy.balancer_token_file is None:
+        return None
+    what = "balancer_token_file in [policy]"
+    found = read_file(policy.balancer_token_file, what)
+    if "$" in found:
+        raise ConfigError(
+            f"{what}, {str(policy.balancer_token_file)!r}: the token has a '$', which nginx would "
+            f"take for a variable; make another: {_MAKE.format(policy.balancer_token_file)}"
+        )
+    return found
 
 
 def read_file(path: Path, what: str) -> str:

@@ -5,9 +5,6 @@ wrong with file, key, and what is allowed; nothing else in the package reads TOM
 here are the documented ones.
 """
 
-import ipaddress
-import re
-import socket
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,9 +12,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final
 
+from trimtab import checks
+from trimtab.checks import is_loopback, split_address
 from trimtab.errors import ConfigError
 from trimtab.tables import (
-    MAX_NAME_BYTES,
     boolean,
     integer,
     key,
@@ -36,6 +34,7 @@ __all__ = [
     "Policy",
     "Stock",
     "Upstream",
+    "is_loopback",
     "load",
     "parse",
     "split_address",
@@ -46,110 +45,51 @@ MAX_UPSTREAMS: Final = 256
 MAX_PEERS: Final = 4096
 MAX_PAIRS: Final = 16384
 
-_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*\Z")
-_LOCATION: Final = re.compile(r"/[A-Za-z0-9_.~%/+:@,=-]*\Z")
-_HOST: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,62}\.?)*\Z")
-_UNIX: Final = re.compile(r"unix:(/[A-Za-z0-9_.,+@=-]+)+\Z")
-_BINARY: Final = re.compile(r"[A-Za-z0-9_./+-]+\Z")
-_VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
-
-
-def split_address(address: str) -> tuple[str, int]:
-    """Host and port of "HOST:PORT" or "[IPv6]:PORT"; ("unix:/path", 0) for a unix socket.
-
-    Raises ValueError with what is allowed.
-    """
-    meaning = '"HOST:PORT", "[IPv6]:PORT" or "unix:/absolute/path"'
-    if len(address) > MAX_NAME_BYTES:
-        raise ValueError(meaning)
-    if address.startswith("unix:"):
-        if not _UNIX.match(address):
-            raise ValueError(meaning)
-        return address, 0
-    host, _, port = address.rpartition(":")
-    if not re.fullmatch(r"[0-9]{1,5}", port) or not 1 <= int(port) <= 65535:
-        raise ValueError(meaning)
-    if host.startswith("[") and host.endswith("]"):
-        try:
-            ipaddress.IPv6Address(host[1:-1])
-        except ValueError:
-            raise ValueError(meaning) from None
-    elif not _HOST.match(host):
-        raise ValueError(meaning)
-    return host, int(port)
-
-
-def _address(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError('"HOST:PORT" or "unix:/absolute/path"')
-    split_address(value)
-    return value
-
-
-def _addresses(value: Any) -> tuple[str, ...]:
-    if not isinstance(value, list) or not value:
-        raise ValueError('a list of addresses, as ["127.0.0.1:18080"]')
-    return tuple(_address(v) for v in value)
-
-
-def _workers(value: Any) -> int | str:
-    if value == "auto":
-        return "auto"
-    try:
-        return integer(1, 512)(value)
-    except ValueError:
-        raise ValueError('a whole number from 1 to 512, or "auto"') from None
-
-
-def _directory(value: Any) -> Path:
-    if not isinstance(value, str) or not value or "\0" in value:
-        raise ValueError("a directory")
-    return Path(value)
-
-
-def _file(value: Any) -> Path:
-    if not isinstance(value, str) or not value or "\0" in value or value.endswith("/"):
-        raise ValueError("a file")
-    return Path(value)
-
-
-def _urls(value: Any) -> tuple[str, ...]:
-    values = [value] if isinstance(value, str) else value
-    if not isinstance(values, list) or not all(
-        isinstance(v, str) and re.match(r"https?://\S+\Z", v) for v in values
-    ):
-        raise ValueError('a URL, as "http://127.0.0.1:18081/status/format/json", or a list of them')
-    if len(set(values)) < len(values):
-        raise ValueError("a list of different URLs")
-    return tuple(values)
-
-
-def _argv(value: Any) -> tuple[str, ...]:
-    if not isinstance(value, list) or not all(isinstance(v, str) and "\0" not in v for v in value):
-        raise ValueError('a list of words, as ["sudo", "-n", "/usr/sbin/nginx", "-s", "reload"]')
-    return tuple(value)
-
-
-def _hostname() -> str:
-    return re.sub(r"[^A-Za-z0-9_.-]", "-", socket.gethostname())[:64] or "localhost"
+# The proto's bound of a message; the largest report in bounds fits.
+MAX_MESSAGE_BYTES: Final = 8 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
     """[policy]: the policy server."""
 
-    listen: str = key(_address, default="127.0.0.1:18290")
-    admin_listen: str = key(_address, default="127.0.0.1:18291")
+    listen: str = key(checks.address, default="127.0.0.1:18290")
+    admin_listen: str = key(checks.address, default="127.0.0.1:18291")
     interval_seconds: float = key(number(0.05, 60), default=1.0)
     # Ten intervals by default: long enough that a restart of the policy server goes unnoticed.
     time_to_live_seconds: float = key(number(0.2, 3600), default=10.0)
-    state_directory: Path = key(_directory, default=Path("var/trimtab"))
+    state_directory: Path = key(checks.directory, default=Path("var/trimtab"))
     # Where the token of control calls (pin, drain, shadow) is: a file, or an environment variable
     # of the policy server. With neither, nothing can be changed over the admin address.
-    token_file: Path | None = key(_file, default=None)
+    token_file: Path | None = key(checks.file, default=None)
     token_variable: str | None = key(
-        matching(_VARIABLE, "the name of an environment variable"), default=None
+        matching(checks.VARIABLE, "the name of an environment variable"), default=None
     )
+    # The token that balancers must send with GetWeights and ReportStats: a file. `trimtab render`
+    # and `up` write it into the nginx configuration, in a file of mode 0600. With none, whoever
+    # reaches the gRPC address may ask and report.
+    balancer_token_file: Path | None = key(checks.file, default=None)
+    # TLS on the gRPC address: certificate (with what is between it and the authority) and key, PEM.
+    tls_certificate: Path | None = key(checks.file, default=None)
+    tls_key: Path | None = key(checks.file, default=None)
+    # Mutual TLS: only balancers with a certificate of these authorities (PEM) get an answer.
+    tls_client_ca: Path | None = key(checks.file, default=None)
+    # Whether listen without TLS and admin_listen (which has none) may be reached from other
+    # machines; refused otherwise, as tokens and figures would travel readable.
+    plaintext_beyond_loopback: bool = key(boolean, default=False)
+    # gRPC server reflection, for grpcurl and the like; needs trimtab[reflection].
+    reflection: bool = key(boolean, default=False)
+    # Larger gRPC messages are refused (RESOURCE_EXHAUSTED). The default, 8 MiB, is the most that
+    # the protocol allows: a report of 16384 pairs. A report of 100 peers has about 60 kB.
+    max_message_bytes: int = key(integer(65536, MAX_MESSAGE_BYTES), default=MAX_MESSAGE_BYTES)
+    # gRPC calls under way on one connection; a balancer needs two.
+    max_streams: int = key(integer(2, 10_000), default=128)
+    # A silent gRPC connection is probed after this long, and closed 20 s later without an answer.
+    keepalive_seconds: float = key(number(10, 7200), default=60.0)
+    # A gRPC connection is closed, its calls answered, at this age; by default none is.
+    max_connection_age_seconds: float | None = key(number(1, 2_592_000), default=None)
+    # The log on standard error: lines for people, or a JSON object a line.
+    log_format: str = key(one_of("text", "json"), default="text")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,15 +97,26 @@ class Nginx:
     """[nginx]: the balancer."""
 
     mode: str = key(one_of("lua", "stock"), default="lua")
-    listen: tuple[str, ...] = key(_addresses, default=("127.0.0.1:18080",))
+    listen: tuple[str, ...] = key(checks.addresses, default=("127.0.0.1:18080",))
     # Status pages and the gRPC bridge of the Lua hook: keep it on loopback.
-    internal_listen: str = key(_address, default="127.0.0.1:18081")
-    worker_processes: int | str = key(_workers, default=1)
-    binary: str = key(matching(_BINARY, "the name or path of an nginx binary"), default="nginx")
+    internal_listen: str = key(checks.address, default="127.0.0.1:18081")
+    worker_processes: int | str = key(checks.workers, default=1)
+    binary: str = key(
+        matching(checks.BINARY, "the name or path of an nginx binary"), default="nginx"
+    )
     # Name of this balancer in reports; stable over restarts.
     instance: str = key(
-        matching(_NAME, "letters, digits, '_', '.' and '-'"), default_factory=_hostname
+        matching(checks.NAME, "letters, digits, '_', '.' and '-'"), default_factory=checks.hostname
     )
+    # For a policy server with TLS, in lua mode: the authorities (PEM) that its certificate must
+    # come from (the certificate itself, when it is self-signed), and the name that it must have.
+    policy_ca: Path | None = key(checks.file, default=None)
+    policy_name: str = key(
+        matching(checks.DNS_NAME, "a DNS name without wildcards"), default="localhost"
+    )
+    # With mutual TLS: certificate and key (PEM) that this balancer shows.
+    policy_certificate: Path | None = key(checks.file, default=None)
+    policy_key: Path | None = key(checks.file, default=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,22 +127,22 @@ class Stock:
     """
 
     # Pages of nginx-module-vts, one for each nginx; that of internal_listen when there is none.
-    vts_url: tuple[str, ...] = key(_urls, default=())
+    vts_url: tuple[str, ...] = key(checks.urls, default=())
     # Authorities for https, instead of the system's.
-    vts_ca_file: Path | None = key(_file, default=None)
+    vts_ca_file: Path | None = key(checks.file, default=None)
     # What Trimtab owns: upstream groups, and the internal server.
-    include_file: Path = key(_file, default=Path("var/render/upstreams.conf"))
+    include_file: Path = key(checks.file, default=Path("var/render/upstreams.conf"))
     # The configuration that includes it, for `nginx -t`, and its pid file.
-    main_file: Path = key(_file, default=Path("var/render/nginx.conf"))
-    pid_file: Path = key(_file, default=Path("var/render/nginx.pid"))
+    main_file: Path = key(checks.file, default=Path("var/render/nginx.conf"))
+    pid_file: Path = key(checks.file, default=Path("var/render/nginx.pid"))
     method: str = key(one_of("least_conn", "round_robin"), default="least_conn")
     # For round_robin, which cannot see load: how loaded the servers are when it matters.
     load_ratio: float = key(number(0.05, 0.99), default=0.7)
     # Who reloads: we by a signal, a command of yours, or something that watches include_file.
     reload: str = key(one_of("signal", "command", "external"), default="signal")
-    reload_command: tuple[str, ...] = key(_argv, default=())
+    reload_command: tuple[str, ...] = key(checks.argv, default=())
     # Instead of `nginx -t -c main_file`, for instance with sudo before it.
-    check_command: tuple[str, ...] = key(_argv, default=())
+    check_command: tuple[str, ...] = key(checks.argv, default=())
     # Each reload cuts idle connections and costs tail latency.
     reload_min_seconds: float = key(number(0, 86400), default=30.0)
     reloads_per_hour: int = key(integer(1, 3600), default=60)
@@ -222,14 +173,14 @@ class Learning:
     holdback_ratio: float = key(number(0, 0.5), default=0.05)
     seed: int = key(integer(0, 2**32 - 1), default=0)
     # What `trimtab train` wrote for these upstreams and peers: where learning starts from.
-    trained: Path | None = key(_file, default=None)
+    trained: Path | None = key(checks.file, default=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peer:
     """[[upstream.peer]]: one server."""
 
-    address: str = key(_address)
+    address: str = key(checks.address)
     slots: int | None = key(integer(1, 65535), default=None)
     weight: int = key(integer(1, 65535), default=1)
 
@@ -238,9 +189,13 @@ class Peer:
 class Upstream:
     """[[upstream]]: one request class and its servers."""
 
-    name: str = key(matching(_NAME, "letters, digits, '_', '.' and '-', as in an nginx upstream"))
+    name: str = key(
+        matching(checks.NAME, "letters, digits, '_', '.' and '-', as in an nginx upstream")
+    )
     location: str = key(
-        matching(_LOCATION, 'a URI prefix, as "/api/", without spaces, quotes, ";", "{" or "$"')
+        matching(
+            checks.LOCATION, 'a URI prefix, as "/api/", without spaces, quotes, ";", "{" or "$"'
+        )
     )
     priority: float = key(number(1, 1000), default=1.0)
     deadline_seconds: float | None = key(number(0.0001, 86400), default=None)
@@ -291,9 +246,38 @@ def _upstream(table: Any, position: int, path: str) -> Upstream:
     return Upstream(**values, peers=tuple(peers))
 
 
+def _check_reach(policy: Policy, path: str) -> None:
+    """Nothing readable leaves the machine unless somebody said so."""
+    if policy.plaintext_beyond_loopback:
+        return
+    if not is_loopback(policy.listen) and policy.tls_certificate is None:
+        raise ConfigError(
+            f"{path}: listen in [policy] is {policy.listen!r}, beyond loopback and without TLS; "
+            "set tls_certificate and tls_key, or plaintext_beyond_loopback = true where the "
+            "network is trusted"
+        )
+    if not is_loopback(policy.admin_listen):
+        raise ConfigError(
+            f"{path}: admin_listen in [policy] is {policy.admin_listen!r}, beyond loopback, and "
+            "has no TLS; keep it on loopback or a unix socket with a proxy or ssh in front, or "
+            "set plaintext_beyond_loopback = true where the network is trusted"
+        )
+
+
 def _check_whole(config: Config) -> None:
     """What holds between sections."""
     path = config.path
+    for table, section_name, one, other in (
+        (config.policy, "policy", "tls_certificate", "tls_key"),
+        (config.nginx, "nginx", "policy_certificate", "policy_key"),
+    ):
+        if (getattr(table, one) is None) != (getattr(table, other) is None):
+            raise ConfigError(
+                f"{path}: {one} and {other} in [{section_name}] go together; give both or neither"
+            )
+    if config.policy.tls_client_ca and not config.policy.tls_certificate:
+        raise ConfigError(f"{path}: tls_client_ca in [policy] needs tls_certificate and tls_key")
+    _check_reach(config.policy, path)
     for kind, values in (
         ("name", [u.name for u in config.upstreams]),
         ("location", [u.location for u in config.upstreams]),

@@ -7,7 +7,6 @@ import asyncio
 import logging
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -15,10 +14,10 @@ from typing import Any, Final, Protocol
 
 import uvloop
 
-from trimtab import __version__, bearer, controller
+from trimtab import __version__, bearer, controller, tls
 from trimtab.actuators.board import Board
 from trimtab.admin import Admin
-from trimtab.config import Config, load
+from trimtab.config import Config, Policy, load
 from trimtab.control import Control, Operator
 from trimtab.errors import ConfigError, TrimtabError
 from trimtab.listen import claim
@@ -26,10 +25,10 @@ from trimtab.loop import Controls, Loop
 from trimtab.metrics import Metrics
 from trimtab.notify import Notify
 from trimtab.parts import parts
-from trimtab.server import PolicyServer
+from trimtab.server import PolicyServer, Secrets
 from trimtab.sources.reported import Reported
 
-__all__ = ["Build", "log_to_stderr", "run", "serve"]
+__all__ = ["Build", "run", "serve"]
 
 _log: Final = logging.getLogger(__name__)
 
@@ -47,30 +46,6 @@ Build = Callable[[Config, controller.Source, controller.Actuator], Brain]
 
 # No service manager.
 NOBODY: Final = Notify({})
-
-
-class _OneLine(logging.Formatter):
-    """`2026-01-31T12:00:00.000Z error loop: a step failed …`, tracebacks in the same line."""
-
-    default_time_format = "%Y-%m-%dT%H:%M:%S"
-    default_msec_format = "%s.%03dZ"
-
-    def __init__(self) -> None:
-        super().__init__("%(asctime)s %(level)s %(where)s: %(message)s")
-        self.converter = time.gmtime
-
-    def format(self, record: logging.LogRecord) -> str:
-        """The record as one line."""
-        record.level = record.levelname.lower()
-        record.where = record.name.removeprefix("trimtab.")
-        return super().format(record).replace("\n", " | ")
-
-
-def log_to_stderr(level: str) -> None:
-    """One line a record on standard error, from `level` ("debug" to "error") on."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_OneLine())
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
 
 
 async def serve(
@@ -92,6 +67,7 @@ async def serve(
     metrics = Metrics(source, board)
     policy = config.policy
     token = bearer.token(policy)
+    secrets = Secrets(token=bearer.balancer_token(policy), tls=_credentials(policy))
     # Before the state is locked and read: the usual mistake gets its own message.
     claim(policy.listen, "listen")
     claim(policy.admin_listen, "admin_listen")
@@ -132,7 +108,7 @@ async def serve(
             },
         }
 
-    server = PolicyServer(config, reported, board, metrics.called)
+    server = PolicyServer(config, reported, board, metrics.called, secrets)
     admin = Admin(config, status, loop.trouble, metrics, brain, control)
     async with AsyncExitStack() as stack:
         stack.callback(brain.close)
@@ -141,8 +117,9 @@ async def serve(
         await admin.start()
         stack.push_async_callback(admin.stop)
         _log.info(
-            "serving gRPC on %s, admin on %s, generation %d, %d upstreams, version %s",
+            "serving gRPC on %s (%s), admin on %s, generation %d, %d upstreams, version %s",
             policy.listen,
+            secrets.described,
             policy.admin_listen,
             _generation(board),
             len(config.upstreams),
@@ -152,6 +129,17 @@ async def serve(
         watchdog = asyncio.create_task(notify.watch(lambda: not loop.stuck))
         stack.callback(watchdog.cancel)
         await loop.run(stopping)
+
+
+def _credentials(policy: Policy) -> tls.Credentials | None:
+    found = tls.credentials(policy)
+    if found is not None and found.days_left < tls.WARN_DAYS:
+        _log.warning(
+            "tls_certificate %s expires in %.1f days; put a new one there and send SIGHUP",
+            policy.tls_certificate,
+            found.days_left,
+        )
+    return found
 
 
 def _generation(board: Board) -> int:
@@ -181,6 +169,8 @@ class _Configurations:
         try:
             fresh = load(self.current.path)
             bearer.token(fresh.policy)
+            bearer.balancer_token(fresh.policy)
+            tls.credentials(fresh.policy)
         except ConfigError as error:
             _log.error("%s; keeping the configuration in use", error)
             return False

@@ -38,7 +38,6 @@ from trimtab.tables import MAX_NAME_BYTES
 from trimtab.v1 import policy_pb2
 
 __all__ = [
-    "MAX_MESSAGE_BYTES",
     "UNCOUNTED_BYTES",
     "Answers",
     "Query",
@@ -47,9 +46,6 @@ __all__ = [
     "decode_report",
     "encode_report_answer",
 ]
-
-# The proto's bound; the largest report in bounds (16384 pairs with full histograms) fits.
-MAX_MESSAGE_BYTES: Final = 8 * 1024 * 1024
 
 # 256 names of 255 bytes with tags and lengths, the instance and two numbers: what is larger is
 # out of bounds, and is refused before it is parsed.

@@ -6,9 +6,12 @@ go as bytes: `messages` decodes them with every bound, so that a damaged one is 
 """
 
 import asyncio
+import hmac
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any, Final
 
 import grpc
@@ -18,12 +21,13 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from trimtab import messages
 from trimtab.actuators.board import Board
 from trimtab.bounds import MessageError
-from trimtab.config import Config
-from trimtab.errors import SourceError, TrimtabError
+from trimtab.config import MAX_MESSAGE_BYTES, Config, Policy
+from trimtab.errors import DependencyError, SourceError, TrimtabError
 from trimtab.listen import claim, socket_mode
 from trimtab.sources.reported import Reported
+from trimtab.tls import Credentials
 
-__all__ = ["SERVICE", "Observe", "PolicyServer"]
+__all__ = ["NO_SECRETS", "SERVICE", "Observe", "PolicyServer", "Secrets"]
 
 _log: Final = logging.getLogger(__name__)
 
@@ -32,24 +36,44 @@ SERVICE: Final = "trimtab.v1.PolicyService"
 # Called once a call with method, status code name and seconds; for metrics.
 Observe = Callable[[str, str, float], None]
 
-_OPTIONS: Final = (
-    # Two servers on one port would share the balancers' calls at random: refuse instead.
-    ("grpc.so_reuseport", 0),
-    ("grpc.max_receive_message_length", messages.MAX_MESSAGE_BYTES),
-    ("grpc.max_send_message_length", messages.MAX_MESSAGE_BYTES),
-    # Identity only: the size limit holds before decompression, so a compressed message of a few
-    # kilobytes could fill the memory.
-    ("grpc.compression_enabled_algorithms_bitset", 1),
-    ("grpc.max_metadata_size", 16 * 1024),
-    # What HTTP/2 servers usually allow a connection; a balancer needs two.
-    ("grpc.max_concurrent_streams", 128),
-    # A peer that vanished without a word is noticed within 80 s, and its connection closed.
-    ("grpc.keepalive_time_ms", 60_000),
-    ("grpc.keepalive_timeout_ms", 20_000),
-    # Clients may ping every 10 s without being taken for a flood.
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
-    ("grpc.max_connection_idle_ms", 600_000),
-)
+# A probe that is not answered in this time ends the connection.
+KEEPALIVE_TIMEOUT_SECONDS: Final = 20.0
+
+# A connection past its age lets its calls end for this long; they take milliseconds.
+AGE_GRACE_SECONDS: Final = 10.0
+
+
+def _options(policy: Policy) -> list[tuple[str, int]]:
+    """The arguments of the gRPC channel: limits, and what keeps connections honest."""
+    options = [
+        # Two servers on one port would share the balancers' calls at random: refuse instead.
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_receive_message_length", policy.max_message_bytes),
+        ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+        # Identity only: the size limit holds before decompression, so a compressed message of a
+        # few kilobytes could fill the memory.
+        ("grpc.compression_enabled_algorithms_bitset", 1),
+        ("grpc.max_metadata_size", 16 * 1024),
+        ("grpc.max_concurrent_streams", policy.max_streams),
+        ("grpc.keepalive_time_ms", _milliseconds(policy.keepalive_seconds)),
+        ("grpc.keepalive_timeout_ms", _milliseconds(KEEPALIVE_TIMEOUT_SECONDS)),
+        # Clients may ping every 10 s without being taken for a flood.
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+        ("grpc.max_connection_idle_ms", 600_000),
+        # nginx drops an idle connection on which anything arrives, so no pings to learn its speed.
+        ("grpc.http2.bdp_probe", 0),
+    ]
+    if policy.max_connection_age_seconds is not None:
+        options += [
+            ("grpc.max_connection_age_ms", _milliseconds(policy.max_connection_age_seconds)),
+            ("grpc.max_connection_age_grace_ms", _milliseconds(AGE_GRACE_SECONDS)),
+        ]
+    return options
+
+
+def _milliseconds(seconds: float) -> int:
+    return math.ceil(seconds * 1000)
+
 
 # Calls under way at once, over all connections: a thousand balancers that ask and report in the
 # same instant, twice over. More get RESOURCE_EXHAUSTED and ask again.
@@ -57,6 +81,26 @@ MAX_CALLS: Final = 4096
 
 # Calls under way when the server stops get this long; they take milliseconds.
 STOP_GRACE_SECONDS: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Secrets:
+    """What the server must know and never tells: the balancers' token and the TLS keys; None for
+    what is not used."""
+
+    token: str | None = None
+    tls: Credentials | None = None
+
+    @property
+    def described(self) -> str:
+        """Which of them there are, for the log."""
+        kind = "plaintext"
+        if self.tls is not None:
+            kind = "TLS" if self.tls.client_ca is None else "mutual TLS"
+        return f"{kind}, token" if self.token else kind
+
+    def __repr__(self) -> str:
+        return f"Secrets({self.described})"
 
 
 class _RefusedError(Exception):
@@ -67,6 +111,9 @@ class _RefusedError(Exception):
         self.code = code
 
 
+NO_SECRETS: Final = Secrets()
+
+
 def _ignore(method: str, code: str, seconds: float) -> None:
     """Observe nothing."""
 
@@ -75,9 +122,16 @@ class PolicyServer:
     """PolicyService on `config.policy.listen`. Used within one event loop."""
 
     def __init__(
-        self, config: Config, source: Reported, board: Board, observe: Observe = _ignore
+        self,
+        config: Config,
+        source: Reported,
+        board: Board,
+        observe: Observe = _ignore,
+        secrets: Secrets = NO_SECRETS,
     ) -> None:
         self._config = config
+        self._secrets = secrets
+        self._bearing = f"Bearer {secrets.token}".encode() if secrets.token else None
         self._source = source
         self._board = board
         self._observe = observe
@@ -89,15 +143,19 @@ class PolicyServer:
         self._server: Any = None
 
     async def start(self) -> None:
-        """Listen and serve. Raises TrimtabError when the address cannot be had."""
-        listen = self._config.policy.listen
+        """Listen and serve. Raises TrimtabError when the address cannot be had, DependencyError
+        when reflection is wanted and not installed."""
+        policy = self._config.policy
+        listen = policy.listen
         claim(listen, "listen")
-        server = grpc.aio.server(options=_OPTIONS, maximum_concurrent_rpcs=MAX_CALLS)
+        server = grpc.aio.server(options=_options(policy), maximum_concurrent_rpcs=MAX_CALLS)
         server.add_generic_rpc_handlers((self._handlers(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        if policy.reflection:
+            _reflect(server)
         try:
             with socket_mode():
-                server.add_insecure_port(listen)
+                self._add_port(server, listen)
         except RuntimeError as error:
             raise TrimtabError(f"cannot listen on listen = {listen!r}: {error}") from None
         await server.start()
@@ -112,6 +170,38 @@ class PolicyServer:
         await self._health.enter_graceful_shutdown()
         await self._server.stop(STOP_GRACE_SECONDS)
         self._server = None
+
+    def _add_port(self, server: Any, listen: str) -> None:
+        secret = self._secrets.tls
+        if secret is None:
+            server.add_insecure_port(listen)
+            return
+        shown = grpc.ssl_server_credentials(
+            [(secret.key, secret.certificate)],
+            root_certificates=secret.client_ca,
+            require_client_auth=secret.client_ca is not None,
+        )
+        server.add_secure_port(listen, shown)
+
+    def _admit(self, context: Any) -> None:
+        """Refuse a call without the balancers' token, where there is one."""
+        if self._bearing is None:
+            return
+        for name, value in context.invocation_metadata():
+            if name == "authorization":
+                # The time that the comparison takes tells nothing of the token.
+                if hmac.compare_digest(value.encode("utf-8", "replace"), self._bearing):
+                    return
+                raise _RefusedError(
+                    grpc.StatusCode.UNAUTHENTICATED,
+                    "the token is not that of this policy server (balancer_token_file in "
+                    "[policy]); render nginx's configuration again and reload it",
+                )
+        raise _RefusedError(
+            grpc.StatusCode.UNAUTHENTICATED,
+            "a token is needed: metadata 'authorization: Bearer …' (balancer_token_file in "
+            "[policy]); render nginx's configuration again and reload it",
+        )
 
     def _handlers(self) -> Any:
         def unary(name: str, behaviour: Callable[[bytes], Awaitable[bytes]]) -> Any:
@@ -133,6 +223,7 @@ class PolicyServer:
             text = ""
             answer = b""
             try:
+                self._admit(context)
                 answer = await behaviour(raw)
             except MessageError as error:
                 code, text = grpc.StatusCode.INVALID_ARGUMENT, str(error)
@@ -181,3 +272,16 @@ class PolicyServer:
         except SourceError as error:
             raise _RefusedError(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error)) from None
         return messages.encode_report_answer(accepted, report.unknown)
+
+
+def _reflect(server: Any) -> None:
+    """Let clients ask what services there are. Raises DependencyError."""
+    try:
+        from grpc_reflection.v1alpha import reflection
+    except ImportError:
+        raise DependencyError(
+            "reflection in [policy] needs a package that is not installed: "
+            "pip install 'trimtab[reflection]'"
+        ) from None
+    names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+    reflection.enable_server_reflection(names, server)

@@ -172,6 +172,13 @@ def test_a_refusal_names_file_key_and_what_is_allowed(
         ('[stock]\nvts_url = ["http://a/", "http://a/"]\n' + MINIMAL, "different URLs"),
         ('[stock]\nreload_command = "nginx -s reload"\n' + MINIMAL, "a list of words"),
         ('[stock]\ninclude_file = "/etc/nginx/"\n' + MINIMAL, "it must be a file"),
+        ('[policy]\ntls_key = "a"\n' + MINIMAL, "tls_certificate and tls_key in [policy] go"),
+        ('[nginx]\npolicy_key = "a"\n' + MINIMAL, "policy_key in [nginx] go together"),
+        ('[policy]\ntls_client_ca = "a"\n' + MINIMAL, "tls_client_ca in [policy] needs"),
+        ('[policy]\nlisten = "0.0.0.0:1"\n' + MINIMAL, "beyond loopback and without TLS"),
+        ('[policy]\nlisten = "policy.example:1"\n' + MINIMAL, "beyond loopback and without TLS"),
+        ('[policy]\nadmin_listen = "[::]:1"\n' + MINIMAL, "'[::]:1', beyond loopback, and has no"),
+        ('[policy]\nlog_format = "xml"\n' + MINIMAL, '"text" or "json"'),
     ],
 )
 def test_what_must_hold_between_sections(text: str, message: str) -> None:
@@ -179,6 +186,20 @@ def test_what_must_hold_between_sections(text: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         config.parse(text)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        'listen = "127.0.0.2:1"\nadmin_listen = "localhost:2"',
+        'listen = "[::1]:1"\nadmin_listen = "unix:/run/admin"',
+        'listen = "0.0.0.0:1"\ntls_certificate = "a.pem"\ntls_key = "a.key"',
+        'listen = "10.0.0.1:1"\nadmin_listen = "10.0.0.1:2"\nplaintext_beyond_loopback = true',
+    ],
+)
+def test_loopback_tls_or_a_word_of_the_operator_lets_it_listen(keys: str) -> None:
+    """Plaintext stays on the machine unless plaintext_beyond_loopback says so."""
+    assert config.parse(f"[policy]\n{keys}\n{MINIMAL}").policy.admin_listen
 
 
 def test_a_missing_or_unreadable_file_is_a_config_error(tmp_path: Path) -> None:

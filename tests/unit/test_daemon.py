@@ -1,7 +1,6 @@
 """The process: its parts start together, stop in order, and log in single lines."""
 
 import asyncio
-import logging
 import socket
 from pathlib import Path
 from typing import Any
@@ -119,27 +118,3 @@ def test_controller_that_cannot_start_is_told() -> None:
 
     with pytest.raises(TrimtabError, match="the state is of a later version"):
         asyncio.run(daemon.serve(serving.configuration(), asyncio.Event(), build))
-
-
-def test_log_is_one_line_a_record(capsys: pytest.CaptureFixture[str]) -> None:
-    """Time in UTC, level, module and message; a traceback stays in its line."""
-    root = logging.getLogger()
-    before = (root.level, root.handlers[:])
-    try:
-        daemon.log_to_stderr("info")
-        log = logging.getLogger("trimtab.loop")
-        log.debug("not shown")
-        try:
-            raise ValueError("two\nlines")
-        except ValueError:
-            log.exception("a step failed")
-    finally:
-        root.setLevel(before[0])
-        root.handlers[:] = before[1]
-    (line,) = capsys.readouterr().err.splitlines()
-    when, level, where, rest = line.split(" ", 3)
-    assert when[10] == "T"
-    assert when.endswith("Z")
-    assert (level, where) == ("error", "loop:")
-    assert rest.startswith("a step failed | Traceback")
-    assert rest.endswith("ValueError: two | lines")

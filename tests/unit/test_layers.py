@@ -17,10 +17,11 @@ PACKAGE = Path(__file__).parents[2] / "python" / "trimtab"
 ROWS = (
     # 0: nouns, standard library only
     ("errors", "model"),
-    ("alarm", "children", "notify", "paths", "tables", "terminal", "v1"),
+    ("alarm", "children", "logs", "notify", "paths", "tables", "terminal", "v1"),
     # 1: the configuration and what computes without I/O
+    ("checks",),
     ("bounds", "config", "fits", "queued", "window"),
-    ("bearer", "estimate", "learn", "listen", "messages"),
+    ("bearer", "estimate", "learn", "listen", "messages", "tls"),
     ("trials",),
     ("guard",),
     # 2: what decides, reads, acts, and the worlds to act in
@@ -54,6 +55,7 @@ HOMES = {
     "google": {"messages"},
     "grpc": {"server"},
     "grpc_health": {"server"},
+    "grpc_reflection": {"server"},
     "prometheus_client": {"admin", "metrics"},
     "aiohttp": {"admin", "control", "demo", "events"},
     "matplotlib": {"bench"},

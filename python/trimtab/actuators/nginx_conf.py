@@ -39,6 +39,7 @@ __all__ = [
     "MAX_OPEN_FILES",
     "RETRY_STATUSES",
     "TEMP_PATHS",
+    "TOKEN_FILE",
     "Machine",
     "environment",
     "include_line",
@@ -54,6 +55,9 @@ TEMP_PATHS: Final = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
 
 # Enough for ten thousand requests that wait, and a connection to a server for each second one.
 MAX_OPEN_FILES: Final = 40_000
+
+# Holds the token of calls to the policy server: for the eyes of who starts nginx.
+TOKEN_FILE: Final = "policy_token.conf"  # noqa: S105
 
 # Names of our own upstream groups.
 _POLICY_GROUP: Final = "trimtab_policy"
@@ -140,6 +144,31 @@ def _check(config: Config, hook: bool) -> None:
     if hook:
         _refuse_names(config.policy.listen, f"{config.path}: listen in [policy]")
         _refuse_names(config.nginx.internal_listen, f"{config.path}: internal_listen in [nginx]")
+
+
+def _policy_tls(config: Config) -> dict[str, str] | None:
+    """How the bridge speaks TLS to the policy server; None when it does not. Raises ConfigError."""
+    nginx = config.nginx
+    if config.policy.tls_certificate is None:
+        return None
+    if nginx.policy_ca is None:
+        raise ConfigError(
+            f"{config.path}: tls_certificate in [policy] is set, and policy_ca in [nginx] is not: "
+            "name the authorities that nginx checks the policy server's certificate with (the "
+            "certificate itself, when it is self-signed)"
+        )
+    if config.policy.tls_client_ca and nginx.policy_certificate is None:
+        raise ConfigError(
+            f"{config.path}: tls_client_ca in [policy] is set, so nginx needs policy_certificate "
+            "and policy_key in [nginx]"
+        )
+    files = {
+        "ca": nginx.policy_ca,
+        "certificate": nginx.policy_certificate,
+        "key": nginx.policy_key,
+    }
+    absolute = {name: str(path.absolute()) if path else "" for name, path in files.items()}
+    return {"name": nginx.policy_name, **absolute}
 
 
 def _route(upstream: Upstream, group: str, peers: int, statuses: Sequence[int]) -> dict[str, Any]:
@@ -266,6 +295,7 @@ def render(
     access_log: bool = False,
     retry_statuses: Sequence[int] = RETRY_STATUSES,
     weights: Weights | None = None,
+    balancer_token: str | None = None,
 ) -> Mapping[str, str]:
     """The files of an nginx of one's own, by file name; the same arguments give the same text.
 
@@ -282,6 +312,7 @@ def render(
         access_log: write logs/access.log.
         retry_statuses: answers after which another server is tried; none for nginx's default.
         weights: learned weights, for stock mode; the static ones when None.
+        balancer_token: what `bearer.balancer_token` gives; goes into `TOKEN_FILE`.
 
     Raises:
         ConfigError: the arguments contradict each other, or a value cannot be written safely.
@@ -337,6 +368,8 @@ def render(
         "lua_directory": lua_directory,
         "machine": machine,
         "policy_address": local(config.policy.listen) if hook else "",
+        "policy_tls": _policy_tls(config) if hook else None,
+        "policy_token": balancer_token if hook else None,
         "token": _token(config, groups, weights) if stock else "",
         "routes": routes,
         # Long enough for any request, within reason: until then old and new workers share peers.
@@ -357,11 +390,15 @@ def render(
     }
     if hook:
         files["trimtab.json"] = _hook_json(config, balancer == "trimtab")
+        if balancer_token:
+            token = safe_text.FILTERS["quoted"](f"Bearer {balancer_token}")
+            files[TOKEN_FILE] = f"grpc_set_header Authorization {token};\n"
     return files
 
 
 def write(files: Mapping[str, str], directory: Path) -> list[str]:
     """Write the files, each atomically, and the directory for logs; returns the names changed.
+    `TOKEN_FILE` is for its owner's eyes only.
 
     Raises TrimtabError when the directory cannot be written.
     """
@@ -370,10 +407,15 @@ def write(files: Mapping[str, str], directory: Path) -> list[str]:
         (directory / "logs").mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
             path = directory / name
+            mode = 0o600 if name == TOKEN_FILE else 0o666
             if path.is_file() and path.read_bytes() == text.encode():
+                if name == TOKEN_FILE:
+                    path.chmod(mode)
                 continue
             beside = directory / f".{name}.{os.getpid()}"
-            with beside.open("w", encoding="utf-8", newline="\n") as file:
+            beside.unlink(missing_ok=True)
+            made = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+            with open(made, "w", encoding="utf-8", newline="\n") as file:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from trimtab import config
+from trimtab import bearer, config
 from trimtab.actuators import nginx_binary, nginx_conf, nginx_process, systemd_unit
 from trimtab.actuators.nginx_service import NginxService
 from trimtab.config import Config
@@ -106,6 +106,8 @@ def _write(files: Mapping[str, str], directory: Path, *, diff: bool = False) -> 
 def _show_diff(files: Mapping[str, str], directory: Path) -> None:
     for name, text in files.items():
         path = directory / name
+        if name == nginx_conf.TOKEN_FILE:
+            continue  # not for a terminal
         try:
             before = path.read_text(encoding="utf-8") if path.exists() else ""
         except (OSError, UnicodeDecodeError) as error:
@@ -216,6 +218,7 @@ def run(arguments: argparse.Namespace) -> int:
         "balancer": arguments.balancer,
         "layout": arguments.layout,
         "access_log": arguments.access_log,
+        "balancer_token": bearer.balancer_token(checked.policy) if mode == "lua" else None,
     }
     if arguments.check:
         _check(checked, directory, installation, options)

@@ -18,6 +18,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="info",
         help="log from this level on, to standard error (%(default)s)",
     )
+    parser.add_argument(
+        "--log-format",
+        choices=["text", "json"],
+        help="instead of log_format in [policy]: lines for people, or a JSON object a line",
+    )
     parser.epilog = (
         "SIGINT (Ctrl-C) or SIGTERM answers the calls under way, saves what was learned and ends;\n"
         "a second one ends at once. SIGHUP checks the file and puts it to use, or keeps the old\n"
@@ -29,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Serve; give 130 or 143 after a signal."""
     # Checked before the heavy imports, so that a typo in the file is told at once.
     checked = config.load(arguments.config)
-    from trimtab import daemon
+    from trimtab import daemon, logs
 
-    daemon.log_to_stderr(arguments.log_level)
+    logs.to_stderr(arguments.log_level, arguments.log_format or checked.policy.log_format)
     return daemon.run(checked)

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
-from trimtab import config
+from trimtab import bearer, config, tls
 from trimtab.actuators import nginx_binary, nginx_conf
 from trimtab.actuators.nginx_process import STOP_SECONDS, NginxProcess
 from trimtab.children import Child
@@ -143,7 +143,9 @@ def _render(checked: Config, prefix: Path) -> NginxProcess:
     machine = nginx_binary.machine(installation, prefix, "lua")
     if machine.user and machine.user[0] == "root":
         _say(nginx_binary.ROOT_WORKERS)
-    nginx_conf.write(nginx_conf.render(checked, prefix, machine=machine), prefix)
+    token = bearer.balancer_token(checked.policy)
+    files = nginx_conf.render(checked, prefix, machine=machine, balancer_token=token)
+    nginx_conf.write(files, prefix)
     return NginxProcess(prefix, checked, installation=installation)
 
 
@@ -179,6 +181,7 @@ def run(arguments: argparse.Namespace) -> int:
     before = {number: signal.signal(number, handle) for number in _SIGNALS}
     try:
         with _only_one(directory):
+            tls.check_balancer(checked)
             claim(checked.policy.listen, "listen")
             claim(checked.policy.admin_listen, "admin_listen")
             nginx = _render(checked, directory / "nginx")

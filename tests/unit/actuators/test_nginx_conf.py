@@ -1,6 +1,7 @@
 """Rendering: what is written, that it is always the same, and that nothing breaks out."""
 
 import json
+import stat
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -228,6 +229,60 @@ def test_wildcard_addresses_are_reached_over_loopback() -> None:
     files = render(config, PREFIX, machine=MACHINE)
     assert json.loads(files["trimtab.json"])["bridge"] == "[::1]:18081"
     assert "server 127.0.0.1:18290 max_fails=0;" in files["upstreams.conf"]
+
+
+SECURE = replace(
+    CONFIG,
+    policy=Policy(
+        tls_certificate=Path("/s.pem"), tls_key=Path("/s.key"), tls_client_ca=Path("/ca.pem")
+    ),
+    nginx=replace(
+        CONFIG.nginx,
+        policy_ca=Path("/ca.pem"),
+        policy_name="policy.example",
+        policy_certificate=Path("/n.pem"),
+        policy_key=Path("/n.key"),
+    ),
+)
+
+
+def test_the_bridge_speaks_tls_when_the_policy_server_does(tmp_path: Path) -> None:
+    """grpcs, verified against policy_ca and policy_name, with nginx's own certificate."""
+    tree = parsed(render(SECURE, PREFIX, machine=MACHINE)["nginx.conf"], tmp_path)
+    assert found(tree, "grpc_pass") == [["grpcs://trimtab_policy"]]
+    assert found(tree, "grpc_ssl_verify") == [["on"]]
+    assert found(tree, "grpc_ssl_trusted_certificate") == [["/ca.pem"]]
+    assert found(tree, "grpc_ssl_name") == [["policy.example"]]
+    assert found(tree, "grpc_ssl_certificate") == [["/n.pem"]]
+    assert found(tree, "grpc_ssl_certificate_key") == [["/n.key"]]
+
+
+@pytest.mark.parametrize(
+    ("missing", "told"),
+    [("policy_ca", "policy_ca in .nginx. is not"), ("policy_certificate", "nginx needs policy_c")],
+)
+def test_tls_that_cannot_work_is_refused(missing: str, told: str) -> None:
+    """Without authorities, or without a certificate under mutual TLS, nothing is rendered."""
+    with pytest.raises(ConfigError, match=told):
+        render(
+            replace(SECURE, nginx=replace(SECURE.nginx, **{missing: None})), PREFIX, machine=MACHINE
+        )
+
+
+def test_the_token_is_in_a_file_of_its_owner(tmp_path: Path) -> None:
+    """The token stands, escaped, in one included file of mode 0600, and nowhere else."""
+    token = 'a"b;d{e}f#0123456789'
+    files = render(CONFIG, tmp_path, machine=MACHINE, balancer_token=token)
+    nginx_conf.write(files, tmp_path)
+    file = tmp_path / nginx_conf.TOKEN_FILE
+    assert [n for n, t in files.items() if "0123456789" in t] == [nginx_conf.TOKEN_FILE]
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    tree = parsed(file.read_text(), tmp_path)
+    assert found(tree, "grpc_set_header") == [["Authorization", f"Bearer {token}"]]
+    assert [str(file)] in found(parsed(files["nginx.conf"], tmp_path), "include")
+    file.chmod(0o644)
+    assert nginx_conf.write(files, tmp_path) == []
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@
 --         location /trimtab.v1.PolicyService/ {
 --             grpc_pass grpc://trimtab_policy;
 --             grpc_set_header TE trailers;
---             grpc_next_upstream off;
+--             grpc_next_upstream error non_idempotent;
 --         }
 --     }
 --
