@@ -53,11 +53,16 @@ MAX_MESSAGE_BYTES: Final = 8 * 1024 * 1024
 class Policy:
     """[policy]: the policy server."""
 
+    # Where balancers ask for weights and report: gRPC.
     listen: str = key(checks.address, default="127.0.0.1:18290")
+    # Dashboard, /metrics, status and control calls: HTTP.
     admin_listen: str = key(checks.address, default="127.0.0.1:18291")
+    # How often weights are computed, pulled by balancers, and statistics pushed.
     interval_seconds: float = key(number(0.05, 60), default=1.0)
-    # Ten intervals by default: long enough that a restart of the policy server goes unnoticed.
+    # How long a balancer uses weights without having heard from the policy server; then its static
+    # weights. Long enough by default that a restart of the policy server goes unnoticed.
     time_to_live_seconds: float = key(number(0.2, 3600), default=10.0)
+    # Where what was learned is kept; a relative one counts from where the command was started.
     state_directory: Path = key(checks.directory, default=Path("var/trimtab"))
     # Where the token of control calls (pin, drain, shadow) is: a file, or an environment variable
     # of the policy server. With neither, nothing can be changed over the admin address.
@@ -96,11 +101,15 @@ class Policy:
 class Nginx:
     """[nginx]: the balancer."""
 
+    # "lua": the hook in nginx picks a peer per request. "stock": an nginx without Lua, by reloads.
     mode: str = key(one_of("lua", "stock"), default="lua")
+    # Where clients come in.
     listen: tuple[str, ...] = key(checks.addresses, default=("127.0.0.1:18080",))
     # Status pages and the gRPC bridge of the Lua hook: keep it on loopback.
     internal_listen: str = key(checks.address, default="127.0.0.1:18081")
+    # Of the rendered nginx; the hook counts over all of them.
     worker_processes: int | str = key(checks.workers, default=1)
+    # The nginx that `trimtab up` starts and `trimtab render` checks the configuration with.
     binary: str = key(
         matching(checks.BINARY, "the name or path of an nginx binary"), default="nginx"
     )
@@ -135,20 +144,23 @@ class Stock:
     # The configuration that includes it, for `nginx -t`, and its pid file.
     main_file: Path = key(checks.file, default=Path("var/render/nginx.conf"))
     pid_file: Path = key(checks.file, default=Path("var/render/nginx.pid"))
+    # What nginx multiplies the weights with; round_robin only where least_conn cannot be.
     method: str = key(one_of("least_conn", "round_robin"), default="least_conn")
     # For round_robin, which cannot see load: how loaded the servers are when it matters.
     load_ratio: float = key(number(0.05, 0.99), default=0.7)
     # Who reloads: we by a signal, a command of yours, or something that watches include_file.
     reload: str = key(one_of("signal", "command", "external"), default="signal")
+    # The command, with reload = "command".
     reload_command: tuple[str, ...] = key(checks.argv, default=())
     # Instead of `nginx -t -c main_file`, for instance with sudo before it.
     check_command: tuple[str, ...] = key(checks.argv, default=())
-    # Each reload cuts idle connections and costs tail latency.
+    # The least time between two reloads: each cuts idle connections and costs tail latency.
     reload_min_seconds: float = key(number(0, 86400), default=30.0)
+    # At most so many in an hour.
     reloads_per_hour: int = key(integer(1, 3600), default=60)
     # A reload is worth it when the share of a server changes by more than this.
     material_ratio: float = key(number(0.01, 10), default=0.05)
-    # For new workers to answer; after it the old configuration is restored.
+    # How long new workers have to answer; after it the old configuration is restored.
     verify_seconds: float = key(number(0.1, 600), default=15.0)
 
 
@@ -156,21 +168,24 @@ class Stock:
 class Learning:
     """[learning]: how the brain learns."""
 
+    # Whether profiles of weights are tried and learned; estimates and deadlines are there anyway.
     enabled: bool = key(boolean, default=True)
     # Length of the first observation, after which deadlines and states are fitted.
     observe_seconds: float = key(number(1, 86400), default=120.0)
     # One action is held, and one reward measured, for this long.
     decision_seconds: float = key(number(1, 86400), default=60.0)
-    # K = 3^3: each of three classes at high, medium or low load.
+    # Number of states. The default is 3^3: each of three classes at high, medium or low load.
     clusters: int = key(integer(1, 256), default=27)
     # Refit the states when more than this many observations lie outside 3 sigma of all of them.
     outlier_threshold: int = key(integer(1, 1_000_000), default=60)
+    # Share of decisions that try a profile at random instead of the best known.
     exploration_ratio: float = key(number(0, 1), default=0.1)
     # A profile must win a switchback trial against neutral on live traffic to stay in force.
     prove: bool = key(boolean, default=True)
     # Share of decision windows that stay neutral under a promoted profile, so that its gain is
     # measured on: one in twenty, three minutes an hour. 0: none.
     holdback_ratio: float = key(number(0, 0.5), default=0.05)
+    # Of those draws and of the fit of the states.
     seed: int = key(integer(0, 2**32 - 1), default=0)
     # What `trimtab train` wrote for these upstreams and peers: where learning starts from.
     trained: Path | None = key(checks.file, default=None)
@@ -180,8 +195,11 @@ class Learning:
 class Peer:
     """[[upstream.peer]]: one server."""
 
+    # As nginx reaches it. The same address in several upstreams is one server.
     address: str = key(checks.address)
+    # Requests that it serves at once, over all upstreams; estimated when absent.
     slots: int | None = key(integer(1, 65535), default=None)
+    # Static weight: what holds when nothing was learned, or what was learned has expired.
     weight: int = key(integer(1, 65535), default=1)
 
 
@@ -189,15 +207,19 @@ class Peer:
 class Upstream:
     """[[upstream]]: one request class and its servers."""
 
+    # Of the nginx upstream, and of the class in metrics and reports.
     name: str = key(
         matching(checks.NAME, "letters, digits, '_', '.' and '-', as in an nginx upstream")
     )
+    # Requests below this prefix belong to the class.
     location: str = key(
         matching(
             checks.LOCATION, 'a URI prefix, as "/api/", without spaces, quotes, ";", "{" or "$"'
         )
     )
+    # p: larger is more urgent, and gives a tighter learned deadline.
     priority: float = key(number(1, 1000), default=1.0)
+    # The response time to stay under. When absent it is learned: mean + (1 + 1/p) deviations.
     deadline_seconds: float | None = key(number(0.0001, 86400), default=None)
     # proxy_read_timeout and proxy_send_timeout.
     timeout_seconds: float = key(number(0.05, 86400), default=60.0)

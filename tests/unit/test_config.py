@@ -1,5 +1,7 @@
 """The configuration file: what is accepted, and what the refusals say."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -211,3 +213,16 @@ def test_a_missing_or_unreadable_file_is_a_config_error(tmp_path: Path) -> None:
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="cannot be read"):
         config.load(tmp_path / "binary.toml")
+
+
+def test_the_reference_is_generated() -> None:
+    """docs/configuration.md is what scripts/config-doc writes, with a meaning for every key."""
+    root = Path(__file__).parents[2]
+    made = subprocess.run(
+        [sys.executable, root / "scripts" / "config-doc"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    written = (root / "docs" / "configuration.md").read_text()
+    assert written == made, "run scripts/config-doc --write"
