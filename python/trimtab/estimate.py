@@ -46,8 +46,9 @@ CV2_UNKNOWN: Final = 1.0
 # fewer requests in flight than this share of its slots: M/M/1 queueing then adds at most a third.
 LOW_LOAD_RATIO: Final = 0.25
 
-# Above this share of failures a server's slots were not busy with what was completed.
-MOST_FAILED_RATIO: Final = 0.02
+# Above this share of requests that failed, or that held no slot in the counters as nginx's own
+# balancer placed them, a server's slots were not busy with what was completed.
+MOST_STRAY_RATIO: Final = 0.02
 
 # Normal equations are kept for a server with at most so many classes: 2 kB each.
 MOST_QUEUED_CLASSES: Final = 16
@@ -203,7 +204,10 @@ class Estimator:
                 k = float(estimated.value)
             requests = sum(p.requests for p in pairs)
             failures = sum(p.failures for p in pairs)
-            if k is None or counters is None or failures > MOST_FAILED_RATIO * requests:
+            placed = sum(counters.completions_at) if counters else 0
+            # A try and its request may end on two sides of a reading.
+            stray = failures + max(abs(requests - failures - placed) - 2, 0)
+            if k is None or counters is None or stray > MOST_STRAY_RATIO * requests:
                 queued.skip()
                 continue
             busy = sum(min(n, k) * t for n, t in enumerate(counters.seconds_at, 1))

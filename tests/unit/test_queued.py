@@ -80,23 +80,27 @@ def test_what_is_put_together_can_be_dropped() -> None:
     assert work.empty
 
 
-def saturated(failures: int = 0) -> Window:
-    """A second of two full servers of one slot, the second half as fast; nothing unqueued."""
-    zeros = (0.0,) * (CONCURRENCY_LEVELS - 5)
-    at = AddressCounters(
-        busy_seconds=1.0,
-        completions_at=(0,) * CONCURRENCY_LEVELS,
-        seconds_at=(0.0, 0.0, 0.0, 0.0, 1.0, *zeros),
-    )
+def saturated(failures: int = 0, unplaced: int = 0) -> Window:
+    """A second of two full servers of one slot, the second half as fast; nothing unqueued.
+    `unplaced` requests more reached the first by nginx's own balancer."""
+    zeros = (0,) * (CONCURRENCY_LEVELS - 5)
+
+    def at(completions: int) -> AddressCounters:
+        return AddressCounters(
+            busy_seconds=1.0,
+            completions_at=(0, 0, 0, 0, completions, *zeros),
+            seconds_at=(0.0, 0.0, 0.0, 0.0, 1.0, *zeros),
+        )
+
     return Window(
         seconds=1.0,
         pairs={
             "a": {
-                "s1:1": PairCounters(requests=100 + failures, failures=failures),
+                "s1:1": PairCounters(requests=100 + failures + unplaced, failures=failures),
                 "s2:1": PairCounters(requests=50),
             }
         },
-        addresses={"s1:1": at, "s2:1": at},
+        addresses={"s1:1": at(100), "s2:1": at(50)},
     )
 
 
@@ -113,3 +117,13 @@ def test_saturated_servers_are_known_all_the_same() -> None:
     for _ in range(30):
         other.update(saturated(failures=900))
     assert "s1:1" not in other.estimates().rates
+
+
+def test_requests_that_held_no_slot_in_the_counters_make_no_server_faster() -> None:
+    """Where nginx's own balancer placed a part of the requests (an observation before the hook
+    picks, or a hook that failed), the busy time is not theirs: such windows are left out."""
+    one = Estimator({"a": ["s1:1", "s2:1"]}, {"s1:1": 1, "s2:1": 1})
+    for second in range(30):
+        one.update(saturated(unplaced=400 if second < 10 else 0))
+    found = one.estimates()
+    assert found.rates["s1:1"] / found.rates["s2:1"] == pytest.approx(2.0, rel=0.05)
