@@ -227,7 +227,7 @@ class Upstream:
     retry_non_idempotent: bool = key(boolean, default=False)
     # Whether requests wait in nginx until a server has room for them: where that is better, always
     # (where slots are known), never. In lua mode.
-    hold: str = key(one_of("auto", "on", "off"), default="off")
+    hold: str = key(one_of("auto", "on", "off"), default="auto")
     # Requests of this class that may wait at once, over all workers; beyond: 503 with Retry-After.
     max_waiting: int = key(integer(0, 1_000_000), default=10_000)
     # The longest wait; what would wait longer is refused at once, with 503 and Retry-After. By

@@ -32,6 +32,7 @@ local requests = require("resty.trimtab.requests")
 local rows = require("resty.trimtab.rows")
 local services = require("resty.trimtab.services")
 local settings_module = require("resty.trimtab.settings")
+local stack = require("resty.trimtab.stack")
 local wake = require("resty.trimtab.wake")
 local weights = require("resty.trimtab.weights")
 
@@ -51,6 +52,7 @@ local min = math.min
 local ngx_log = ngx.log
 local pcall = pcall
 local read_body = ngx.req.read_body
+local reserve = stack.reserve
 local tonumber = tonumber
 local tostring = tostring
 local type = type
@@ -145,6 +147,7 @@ function _M.access(name)
     if not is_ready then
         return
     end
+    reserve()
     local ok, is_admitted, more = pcall(arrive, name, take_body())
     if not ok then
         complain("count a request's arrival", is_admitted)
@@ -161,6 +164,7 @@ function _M.balance(name)
     if not is_ready or not registry.settings.balance then
         return
     end
+    reserve()
     local ok, err = pcall(place, name)
     if not ok then
         complain("pick a peer", err)
@@ -175,6 +179,7 @@ function _M.log(name)
     if not is_ready then
         return
     end
+    reserve()
     local ok, err = pcall(leave, name or "")
     if not ok then
         complain("count a request's end", err)
@@ -254,6 +259,7 @@ local function maintain(premature)
     if premature then
         return board.resign()
     end
+    reserve()
     local ok, err = pcall(function()
         rows.sweep(registry.map, dict)
         requests.sweep(passes.abandon)

@@ -275,7 +275,7 @@ priority = 1
 # retry_non_idempotent = false
 # Lua mode: whether requests wait in nginx until a server has room ("auto": where that is better),
 # how many may, and how long (timeout_seconds when absent).
-# hold = "off"
+# hold = "auto"
 # max_waiting = 10000
 # max_wait_seconds = 60
 [[upstream.peer]]

@@ -16,6 +16,7 @@ local new = require("ffi").new
 local room_module = require("resty.trimtab.room")
 local rule = require("resty.trimtab.rule")
 local semaphores = require("ngx.semaphore")
+local stack = require("resty.trimtab.stack")
 local wake = require("resty.trimtab.wake")
 local weights = require("resty.trimtab.weights")
 
@@ -34,6 +35,7 @@ local others_wait = claims.others_wait
 local pick = rule.pick
 local push = room_module.push
 local remove = room_module.remove
+local reserve = stack.reserve
 local tonumber = tonumber
 local touch = counters.touch
 local uniform = dispatch.uniform
@@ -135,6 +137,8 @@ end
 
 -- Binds what can be bound.
 local function drain(now, waiter)
+    -- Who has waited may have lost stack to the garbage collector since.
+    reserve()
     if not look() then
         return
     end

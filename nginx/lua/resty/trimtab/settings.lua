@@ -9,7 +9,7 @@
 --                          "weight":1}]}]}
 --
 -- deadline_seconds and slots are absent (or null) when unknown, and what
--- concerns waiting has defaults: hold "off", max_waiting 10000, and
+-- concerns waiting has defaults: hold "auto", max_waiting 10000, and
 -- max_wait_seconds that of timeout_seconds, 60. What is wrong
 -- raises an error that nginx prints before it refuses to start, or to reload.
 local cjson = require("cjson.safe")
@@ -115,7 +115,7 @@ local function read_upstream(path, value)
         end
         seen[address] = true
     end
-    local hold = value.hold or "off"
+    local hold = value.hold or "auto"
     if not HOLDS[hold] then
         fail(path, "hold of " .. upstream .. ' must be "auto", "on" or "off"',
              hold)

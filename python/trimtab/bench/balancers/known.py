@@ -58,7 +58,7 @@ BALANCERS: Final[tuple[Balancer, ...]] = (
     Hook(name="trimtab", label="Trimtab, hold = auto", hint="slots"),
     Hook(
         name="trimtab-immediate",
-        label="Trimtab, hold = off (default)",
+        label="Trimtab, hold = off",
         hold="off",
         hint="slots",
     ),
