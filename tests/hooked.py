@@ -25,6 +25,8 @@ MODULES = Path("/usr/share/nginx/modules")
 # Everything below works in time, but the machine may be busy.
 PATIENCE_SECONDS = 20.0
 
+NO_HEALTH = {"eject_failures": 0, "eject_error_ratio": 1, "eject_stall_seconds": 0}
+
 _CONFIG = """
 {user}
 worker_processes {workers};
@@ -196,7 +198,8 @@ def hooked(
     Options: workers=1, balance=True, policy="host:port" of a policy server, interval=0.1,
     extra="" for each location, server="" and http="" for those blocks, deadline=None,
     lua=True (False: the upstreams have no balancer block), hold={...} for the keys of trimtab.json
-    about waiting (without it nobody waits).
+    about waiting (without it nobody waits), health={...} for those about ejections and retries
+    (without it nobody is ejected, and nothing bounds retries).
     """
     (directory / "logs").mkdir(parents=True, exist_ok=True)
     port, internal = free_ports(2)
@@ -213,6 +216,7 @@ def hooked(
         deadline: float | dict[str, float] | None = None,
         lua: bool = True,
         hold: dict[str, Any] | None = None,
+        health: dict[str, Any] | None = None,
     ) -> None:
         settings = {
             "format": 1,
@@ -227,6 +231,7 @@ def hooked(
                     "deadline_seconds": deadline.get(n) if isinstance(deadline, dict) else deadline,
                     "peers": list(p),
                     **(hold or {"hold": "off"}),
+                    **({**NO_HEALTH, "retry_non_idempotent": True} | (health or {})),
                 }
                 for n, p in upstreams.items()
             ],

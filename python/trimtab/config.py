@@ -233,6 +233,23 @@ class Upstream:
     # The longest wait; what would wait longer is refused at once, with 503 and Retry-After. By
     # default timeout_seconds, which hardly any request reaches.
     max_wait_seconds: float | None = key(number(0.001, 86400), default=None)
+    # A server is ejected after so many failures in a row (0: never) or at this error ratio (1:
+    # never) while another peer does better, or when it has not answered for so long (0: never)
+    # though requests wait there. docs/health.md says more of these keys, all of lua mode.
+    eject_failures: int = key(integer(0, 1_000_000), default=3)
+    eject_error_ratio: float = key(number(0.01, 1), default=0.5)
+    eject_stall_seconds: float = key(number(0, 86400), default=0.25)
+    # How long the first time; twice as long, up to the maximum, when it fails again soon after.
+    eject_seconds: float = key(number(0.01, 86400), default=1.0)
+    eject_max_seconds: float = key(number(0.01, 86400), default=60.0)
+    # At most this share of the upstream's peers at once; of two or more one may always be.
+    eject_max_ratio: float = key(number(0, 1), default=0.5)
+    # A server that is new, or back, gets its whole weight only after so long (0: at once).
+    slow_start_seconds: float = key(number(0, 86400), default=0.0)
+    # Of the requests this share may be tried on another server, and so many a second beyond it;
+    # when these are used up the first answer goes through.
+    retry_ratio: float = key(number(0, 1), default=0.2)
+    retries_per_second: float = key(number(0, 1_000_000), default=10.0)
     peers: tuple[Peer, ...] = ()
 
 

@@ -21,6 +21,7 @@ local base = require("resty.core.base")
 local board = require("resty.trimtab.board")
 local counters = require("resty.trimtab.counters")
 local dispatch = require("resty.trimtab.dispatch")
+local ejection = require("resty.trimtab.ejection")
 local holding = require("resty.trimtab.holding")
 local libc = require("resty.trimtab.libc")
 local limits = require("resty.trimtab.limits")
@@ -29,6 +30,7 @@ local passes = require("resty.trimtab.passes")
 local registry_module = require("resty.trimtab.registry")
 local report = require("resty.trimtab.report")
 local requests = require("resty.trimtab.requests")
+local retries = require("resty.trimtab.retries")
 local rows = require("resty.trimtab.rows")
 local services = require("resty.trimtab.services")
 local settings_module = require("resty.trimtab.settings")
@@ -73,6 +75,7 @@ local _M = { version = "0.1.0" }
 local registry, dict, generation
 -- Set by init_worker.
 local is_ready = false
+local worker_count, last_refill
 
 local last_complaint = -COMPLAINT_SECONDS
 
@@ -242,6 +245,7 @@ function _M.init(path)
     end
     generation = tonumber(map.head.generation) + 1
     map.head.generation = generation
+    ejection.configure(registry, generation)
     if not settings.balance then
         return
     end
@@ -252,6 +256,14 @@ function _M.init(path)
                     "give addresses instead")
         end
     end
+end
+
+
+local function refill_retries(now)
+    for _, upstream in ipairs(registry.upstreams) do
+        retries.refill(upstream, now - last_refill, worker_count)
+    end
+    last_refill = now
 end
 
 
@@ -266,6 +278,7 @@ local function maintain(premature)
         weights.follow(registry, dict, clock())
         services.refresh(registry)
         limits.refresh(registry)
+        refill_retries(clock())
     end)
     if not ok then
         complain("maintain the counters", err)
@@ -308,8 +321,10 @@ function _M.init_worker()
     dispatch.open(registry, dict, pid)
     holding.open(registry, dict, row)
     board.open(registry, dict)
+    ejection.open(registry)
     services.refresh(registry)
-    limits.refresh(registry)
+    ejection.refresh(clock())
+    worker_count, last_refill = ngx.worker.count(), clock()
     is_ready = true
     start_timer(every, MAINTENANCE_SECONDS, maintain)
     start_timer(every, registry.settings.interval_seconds, talk)

@@ -66,6 +66,20 @@ _POLICY_GROUP: Final = "trimtab_policy"
 # seconds, and after five another server is the better hope.
 _CONNECT_SECONDS: Final = 5.0
 
+# Keys of an upstream that the hook takes as they are.
+_HEALTH: Final = (
+    "eject_failures",
+    "eject_error_ratio",
+    "eject_stall_seconds",
+    "eject_seconds",
+    "eject_max_seconds",
+    "eject_max_ratio",
+    "slow_start_seconds",
+    "retry_ratio",
+    "retries_per_second",
+    "retry_non_idempotent",
+)
+
 # With this many tries a request fails only if three servers in a row do; more would multiply the
 # load of requests that fail everywhere.
 _TRIES: Final = 3
@@ -200,6 +214,8 @@ def _hook_json(config: Config, balance: bool) -> str:
         entry["max_waiting"] = upstream.max_waiting
         if upstream.max_wait_seconds is not None:
             entry["max_wait_seconds"] = upstream.max_wait_seconds
+        entry |= {name: getattr(upstream, name) for name in _HEALTH}
+        entry["tries"] = min(len(upstream.peers), _TRIES)
         entry["peers"] = [
             {"address": p.address, **({"slots": p.slots} if p.slots else {}), "weight": p.weight}
             for p in upstream.peers

@@ -278,6 +278,17 @@ priority = 1
 # hold = "auto"
 # max_waiting = 10000
 # max_wait_seconds = 60
+# Lua mode: when a server is left out, for how long, and how many at most (docs/health.md).
+# eject_failures = 3
+# eject_error_ratio = 0.5
+# eject_stall_seconds = 0.25
+# eject_seconds = 1
+# eject_max_seconds = 60
+# eject_max_ratio = 0.5
+# slow_start_seconds = 0
+# The share of requests that may be tried again, and so many a second beyond it.
+# retry_ratio = 0.2
+# retries_per_second = 10
 [[upstream.peer]]
 address = "127.0.0.1:9001"
 # Requests that the server works on at once; estimated when absent.

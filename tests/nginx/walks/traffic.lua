@@ -23,8 +23,8 @@ local remove = table.remove
 
 -- Stateful modules, of which each worker has its own.
 local MODULES = {
-    "claims", "counters", "dispatch", "holding", "limits", "names", "passes",
-    "picks", "registry", "report", "requests", "room", "rows", "rule",
+    "claims", "counters", "dispatch", "ejection", "holding", "limits",
+    "names", "passes", "picks", "registry", "report", "requests", "room", "rows", "rule",
     "services", "tries", "variables", "wake", "weights",
 }
 local RECHECK_SECONDS = 0.05
@@ -231,6 +231,11 @@ local function settings_of(servers, classes)
             name = "class" .. c, hold = hold, max_waiting = draw(20, 400),
             max_wait_seconds = 5, timeout_seconds = 60, priority = 1,
             deadline_seconds = class.deadline, peers = peers,
+            eject_failures = 3, eject_error_ratio = 0.5,
+            eject_stall_seconds = 0.25, eject_seconds = 1,
+            eject_max_seconds = 60, eject_max_ratio = 0.5,
+            slow_start_seconds = 1, retry_non_idempotent = false,
+            retry_ratio = 0.2, retries_per_second = 10, tries = 3,
         }
     end
     return { balance = true, upstreams = upstreams, interval_seconds = 1,
@@ -270,7 +275,7 @@ local function new_worker(map, settings, index, workers, totals)
         return drain(a_room, ...)
     end
     worker.registry = get("registry").new(map, settings)
-    for _, name in ipairs({ "counters", "dispatch", "holding", "limits",
+    for _, name in ipairs({ "counters", "dispatch", "ejection", "holding",
                             "passes", "requests", "services" }) do
         worker[name] = get(name)
     end
@@ -280,10 +285,11 @@ local function new_worker(map, settings, index, workers, totals)
     worker.counters.open(map, worker.registry, row)
     worker.passes.open(worker.registry, worker.holding)
     worker.dispatch.open(worker.registry, dict, index)
+    worker.ejection.open(worker.registry)
     worker.holding.open(worker.registry, dict, row)
     worker.holding.listen(index)
     worker.services.refresh(worker.registry)
-    worker.limits.refresh(worker.registry)
+    worker.ejection.refresh(now)
     return worker
 end
 
@@ -462,7 +468,7 @@ local function run(a_seed, requests, is_compiled)
         every(MAINTENANCE_SECONDS, function()
             worker.requests.sweep(worker.passes.abandon)
             worker.services.refresh(worker.registry)
-            worker.limits.refresh(worker.registry)
+            worker.ejection.refresh(now)
         end)
     end
     -- Drains and weights change under way.
@@ -472,8 +478,9 @@ local function run(a_seed, requests, is_compiled)
         for _, worker in ipairs(workers) do
             local upstream = worker.registry.upstreams[u]
             if p < upstream.count then
-                upstream.weight[p] = weight
-                upstream.skip[p] = is_drained and p > 0 and 1 or 0
+                upstream.learned_weight[p] = weight
+                upstream.drain[p] = is_drained and p > 0 and 1 or 0
+                worker.ejection.refresh(now)
             end
         end
     end)

@@ -48,7 +48,10 @@ local _M = {}
 local map, head, own
 local done, busy, last, rate, err
 local live_in_flight, live_work, live_count = {}, {}, 0
+local live_probes = {}
 local seen_stamp = -1
+-- What looks at the servers whenever touch() has.
+local look
 
 -- From the registry: servers in use and their arrays.
 local servers, slots, prior
@@ -81,6 +84,7 @@ local function refresh_rows()
             live_count = live_count + 1
             live_in_flight[live_count] = row.in_flight
             live_work[live_count] = row.work
+            live_probes[live_count] = row.probes
         end
     end
 end
@@ -100,6 +104,36 @@ end
 
 
 _M.in_flight_at = in_flight_at
+
+
+local function sum_at(live, i)
+    if head.rows_stamp ~= seen_stamp then
+        refresh_rows()
+    end
+    local sum = 0
+    for r = 1, live_count do
+        sum = sum + live[r][i]
+    end
+    return sum
+end
+
+
+-- Work in flight at a server, in seconds, and requests that try whether it
+-- is well again, over all workers.
+function _M.work_at(i)
+    return sum_at(live_work, i)
+end
+
+
+function _M.probes_at(i)
+    return sum_at(live_probes, i)
+end
+
+
+-- +1 or -1 to the latter.
+function _M.probe(i, change)
+    own.probes[i] = own.probes[i] + change
+end
 
 
 -- Fills in_flight[i] and work[i] for the servers i of an upstream.
@@ -157,6 +191,15 @@ function _M.touch(now)
             rerate(i)
         end
     end
+    if look then
+        look(now)
+    end
+end
+
+
+-- Has touch() call a function with the time, each TOUCH_SECONDS.
+function _M.on_touch(callback)
+    look = callback
 end
 
 
@@ -290,6 +333,20 @@ end
 function _M.class_unplaced(u)
     local class = own.classes[u]
     class.unplaced = class.unplaced + 1
+end
+
+
+-- +1 to the tries that were not a request's first, and to those that the
+-- retry budget did not allow.
+function _M.class_retry(u)
+    local class = own.classes[u]
+    class.retries = class.retries + 1
+end
+
+
+function _M.class_retry_refused(u)
+    local class = own.classes[u]
+    class.retries_refused = class.retries_refused + 1
 end
 
 

@@ -1,14 +1,17 @@
 -- The balancer phase: picks a peer for the next try, and counts it.
 local base = require("resty.core.base")
 local counters = require("resty.trimtab.counters")
+local ejection = require("resty.trimtab.ejection")
 local ffi = require("ffi")
 local libc = require("resty.trimtab.libc")
 local ngx_balancer = require("ngx.balancer")
 local passes = require("resty.trimtab.passes")
 local requests = require("resty.trimtab.requests")
+local retries = require("resty.trimtab.retries")
 local rule = require("resty.trimtab.rule")
 local weights = require("resty.trimtab.weights")
 
+local began = ejection.began
 local clock = libc.monotonic
 local end_try = passes.end_try
 local enter = passes.enter
@@ -17,10 +20,16 @@ local floor = math.floor
 local get_last_failure = ngx_balancer.get_last_failure
 local get_request = base.get_request
 local key_of = requests.key
+local add_to_budget = retries.add
+local may_retry = retries.may
 local max = math.max
+local spend_retry = retries.spend
+local mark_probe = ejection.mark
 local new = ffi.new
 local off = require("jit").off
+local probe = ejection.probe
 local set_current_peer = ngx_balancer.set_current_peer
+local set_more_tries = ngx_balancer.set_more_tries
 local release = passes.release
 local tonumber = tonumber
 
@@ -41,6 +50,7 @@ function _M.open(a_registry, a_dict, pid)
     local capacity = tonumber(map.head.address_capacity)
     local most = 0
     for _, upstream in ipairs(registry.upstreams) do
+        retries.open(upstream)
         most = max(most, upstream.count)
     end
     in_flight = new("double[?]", capacity)
@@ -114,6 +124,8 @@ local function current_record(upstream, now)
     end
     -- "next" is a 403 or 404 that proxy_next_upstream names: an answer.
     end_try(record, now, state == "next" and SUCCESS or FAILURE)
+    spend_retry(upstream)
+    counters.class_retry(upstream.index)
     return record
 end
 
@@ -124,6 +136,7 @@ function _M.begin_try(record, p, now)
     local own_work = upstream.service * upstream.affinity[p]
     local i = upstream.server[p]
     record.is_unqueued = counters.start(i, upstream.pair[p], own_work, now)
+    began(i, now)
     record.position = p
     record.pair = upstream.pair[p]
     record.work = own_work
@@ -137,6 +150,21 @@ end
 local begin_try = _M.begin_try
 
 
+-- Has nginx take this try for the last where the class has used up its
+-- retries, so that its answer goes through. `tries` is what nginx began with:
+-- as many as the configuration allows, or as there are peers.
+local function bound_tries(record, upstream)
+    if record.tries == 1 then
+        add_to_budget(upstream)
+    end
+    local left = upstream.tries - record.tries
+    if left > 0 and not may_retry(upstream) then
+        record.is_last = true
+        set_more_tries(-left)
+    end
+end
+
+
 -- Tells nginx the peer that the record is bound to.
 local function place_bound(record, upstream)
     local address = upstream.addresses[record.position + 1]
@@ -147,6 +175,7 @@ local function place_bound(record, upstream)
         record.is_fallback = true
         return nil, address .. ": " .. err
     end
+    bound_tries(record, upstream)
     record.entries = record.entries + 1
     return true
 end
@@ -168,7 +197,8 @@ function _M.place(upstream)
     end
     weights.follow(registry, dict, now)
     counters.touch(now)
-    local p = choose(upstream, record)
+    local tried = record.tries == 0 and probe(upstream, now)
+    local p = tried or choose(upstream, record)
     if p < 0 then
         -- nginx's own balancer knows no drain, but an answer is better than
         -- none.
@@ -181,6 +211,10 @@ function _M.place(upstream)
         return nil, upstream.addresses[p + 1] .. ": " .. err
     end
     begin_try(record, p, now)
+    if tried then
+        mark_probe(record)
+    end
+    bound_tries(record, upstream)
     record.entries = record.entries + 1
     return true
 end

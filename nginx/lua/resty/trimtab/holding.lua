@@ -11,6 +11,7 @@
 local claims = require("resty.trimtab.claims")
 local counters = require("resty.trimtab.counters")
 local dispatch = require("resty.trimtab.dispatch")
+local ejection = require("resty.trimtab.ejection")
 local libc = require("resty.trimtab.libc")
 local new = require("ffi").new
 local room_module = require("resty.trimtab.room")
@@ -31,8 +32,10 @@ local is_alone = claims.is_alone
 local max = math.max
 local min = math.min
 local off = require("jit").off
+local mark_probe = ejection.mark
 local others_wait = claims.others_wait
 local pick = rule.pick
+local probe = ejection.probe
 local push = room_module.push
 local remove = room_module.remove
 local reserve = stack.reserve
@@ -305,6 +308,13 @@ function _M.admit(record, upstream, now)
         return true
     end
     touch(now)
+    local tried = probe(upstream, now)
+    if tried then
+        begin_try(record, tried, now)
+        mark_probe(record)
+        record.is_bound = true
+        return true
+    end
     if room.waiting == 0 and not others_wait() then
         local servers, in_flight = upstream.server, view.in_flight
         gather(upstream.count, servers, in_flight, view.work)

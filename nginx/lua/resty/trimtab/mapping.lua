@@ -48,6 +48,7 @@ typedef struct {
     double touched;                /* when idle servers were last carried on */
     double mean_service;
     double secret;                 /* who knows it may say where it listens */
+    double health_stamp;           /* rises when a server goes or comes */
 } trimtab_head;
 
 typedef struct { unsigned char length; char text[255]; } trimtab_name;
@@ -55,6 +56,13 @@ typedef struct { double upstream, address; } trimtab_pair_name;
 
 /* The mean service time of a class. */
 typedef struct { double count, mean_seconds; } trimtab_service;
+
+/* Whether a server is used: see health.lua. */
+typedef struct {
+    double reason, since, back, backoff, streak, asked, pace, joined;
+    double ejections;
+    double configuration;          /* the last one that had this server */
+} trimtab_health;
 
 typedef struct {
     double pid, generation, id;
@@ -80,6 +88,7 @@ typedef struct {
 /* One class, by one worker. */
 typedef struct {
     double in_flight, unplaced, unknown, waiting, refused;
+    double retries, retries_refused;
 } trimtab_class;
 
 /* The waiting room of one worker. */
@@ -88,7 +97,7 @@ typedef struct { double waiting; } trimtab_room;
 
 local MAGIC = 0x7472696d
 -- Rises with every change of the structs above.
-local LAYOUT = 3
+local LAYOUT = 4
 local PAGE_BYTES = 4096
 -- The proto's bound.
 local MAX_UPSTREAMS = 256
@@ -127,6 +136,7 @@ local function offsets(addresses, pairs_, rows)
     part("last", addresses * 8)
     part("rate", addresses * 8)
     part("error", addresses * 8)
+    part("health", addresses * sizeof("trimtab_health"))
     part("services", MAX_UPSTREAMS * sizeof("trimtab_service"))
     part("owners", rows * sizeof("trimtab_owner"))
     part("rows", 0)
@@ -144,6 +154,7 @@ local function offsets(addresses, pairs_, rows)
     row_part("claims", addresses * 8)
     row_part("claimed", addresses * 8)
     row_part("due", addresses * 8)
+    row_part("probes", addresses * 8)
     row_part("value", addresses * 8)
     row_part("classes", MAX_UPSTREAMS * sizeof("trimtab_class"))
     row_part("pairs", pairs_ * sizeof("trimtab_pair"))
@@ -172,6 +183,7 @@ local function open(base)
         last = cast("double *", base + at.last),
         rate = cast("double *", base + at.rate),
         error = cast("double *", base + at.error),
+        health = cast("trimtab_health *", base + at.health),
         services = cast("trimtab_service *", base + at.services),
         owners = cast("trimtab_owner *", base + at.owners),
     }
@@ -191,6 +203,7 @@ function _M.row(map, index)
         claims = cast("double *", base + at.row.claims),
         claimed = cast("double *", base + at.row.claimed),
         due = cast("double *", base + at.row.due),
+        probes = cast("double *", base + at.row.probes),
         value = cast("double *", base + at.row.value),
         classes = cast("trimtab_class *", base + at.row.classes),
         pairs = cast("trimtab_pair *", base + at.row.pairs),

@@ -6,6 +6,7 @@
 -- is one peer in a pass. Where another pass begins the one before is counted
 -- as a request of its class, and its try ends.
 local counters = require("resty.trimtab.counters")
+local ejection = require("resty.trimtab.ejection")
 local libc = require("resty.trimtab.libc")
 local requests = require("resty.trimtab.requests")
 local services = require("resty.trimtab.services")
@@ -13,10 +14,12 @@ local tries_module = require("resty.trimtab.tries")
 local variables = require("resty.trimtab.variables")
 
 local clock = libc.monotonic
+local ended = ejection.ended
 local find = requests.find
 local get_method = ngx.req.get_method
 local get_record = requests.get
 local has_text = variables.has_text
+local can_retry = ejection.can_retry
 local key_of = requests.key
 local last_number = variables.last_number
 local text = variables.text
@@ -24,6 +27,9 @@ local text = variables.text
 -- nginx's clock has milliseconds and stands still within an iteration of its
 -- event loop: our own time of a try is believed up to this much beyond it.
 local CLOCK_SLACK_SECONDS = 0.002
+
+-- What nginx tries again elsewhere, as we render it.
+local RETRIED = { [500] = true, [502] = true, [503] = true, [504] = true }
 
 -- Of a try. A client that goes away says nothing about the peer.
 local SUCCESS, NEITHER, FAILURE = 1, 0, -1
@@ -46,6 +52,7 @@ local function end_try(record, now, outcome)
     record.server = -1
     record.is_bound = false
     counters.finish(i, record.pair, record.work, now, outcome)
+    ended(record, i, now, outcome)
     waiting.freed(i, now)
 end
 
@@ -78,6 +85,8 @@ local function begin_pass(record, upstream, now)
     record.server = -1
     record.tries = 0
     record.is_bound = false
+    record.is_last = false
+    record.is_probe = false
     record.is_fallback = false
     record.is_counted = false
 end
@@ -144,6 +153,11 @@ local function end_placed(record, request, now, is_final)
     if coarse and coarse >= 0 and seconds > coarse + CLOCK_SLACK_SECONDS then
         -- A slow client: the peer was done earlier.
         seconds = coarse
+    end
+    if outcome == FAILURE and record.is_last and RETRIED[status]
+       and can_retry(record.upstream)
+    then
+        counters.class_retry_refused(record.upstream.index)
     end
     local q = record.pair
     end_try(record, now, outcome)

@@ -7,14 +7,17 @@
 --     server[p], pair[p]      indexes in the mapping, from 0
 --     configured_weight[p]    as in the settings
 --     static_weight[p]        the same, mean 1 in the upstream
---     weight[p], affinity[p], skip[p], deadline (0: unknown)   in force
+--     learned_weight[p], drain[p]         as the policy server gave them
+--     weight[p], affinity[p], skip[p], deadline (0: unknown)   in force: see
+--                             ejection.lua for what is between
 --     service                 v_j in force, seconds
 --     learned_service         v_j as the policy server gave it, or nil
 --     hold, max_waiting, max_wait_seconds     as in the settings
 --     is_holding              whether its requests may wait: see limits.lua
 --     and what room.lua keeps in a class
 -- The registry has beside them `servers` (indexes of all servers, from 1),
--- `server_addresses`, `by_name`, and, per server index, `slots`, `prior` and
+-- `server_addresses`, `by_name`, and, per server index, `address_of`, `slots`,
+-- `prior` and
 -- `limit` (requests in flight before others wait: see limits.lua).
 --
 -- Weights come from the policy server, or are the static ones: the same code
@@ -47,7 +50,19 @@ local function new_upstream(map, settings)
         hold = settings.hold,
         max_waiting = settings.max_waiting,
         max_wait_seconds = settings.max_wait_seconds,
+        eject_failures = settings.eject_failures,
+        eject_error_ratio = settings.eject_error_ratio,
+        eject_stall_seconds = settings.eject_stall_seconds,
+        eject_seconds = settings.eject_seconds,
+        eject_max_seconds = settings.eject_max_seconds,
+        eject_max_ratio = settings.eject_max_ratio,
+        slow_start_seconds = settings.slow_start_seconds,
+        retry_non_idempotent = settings.retry_non_idempotent,
+        retry_ratio = settings.retry_ratio,
+        retries_per_second = settings.retries_per_second,
+        tries = settings.tries,
         is_holding = false,
+        probe_at = math.huge,
         static_deadline = settings.deadline_seconds or 0,
         deadline = 0,
         service = DEFAULT_SERVICE_SECONDS,
@@ -62,6 +77,9 @@ local function new_upstream(map, settings)
         weight = new("double[?]", count),
         affinity = new("double[?]", count),
         skip = new("double[?]", count),
+        learned_weight = new("double[?]", count),
+        drain = new("double[?]", count),
+        was_drained = new("double[?]", count),
     }
     local sum = 0
     for _, peer in ipairs(settings.peers) do
@@ -93,6 +111,8 @@ function _M.new(map, settings)
         by_name = {},
         servers = {},
         server_addresses = {},
+        address_of = {},
+        checks = {},
         static_slots = new("double[?]", capacity),
         slots = new("double[?]", capacity),
         prior = new("double[?]", capacity),
@@ -110,6 +130,7 @@ function _M.new(map, settings)
                 seen[i] = true
                 registry.servers[#registry.servers + 1] = i
                 registry.server_addresses[#registry.servers] = peer.address
+                registry.address_of[i] = peer.address
             end
             if peer.slots > 0 then
                 registry.static_slots[i] = peer.slots
@@ -131,9 +152,9 @@ local function apply_peer(registry, upstream, peer)
         return
     end
     local i = upstream.server[p]
-    upstream.weight[p] = peer.weight
+    upstream.learned_weight[p] = peer.weight
     upstream.affinity[p] = peer.affinity
-    upstream.skip[p] = peer.drain and 1 or 0
+    upstream.drain[p] = peer.drain and 1 or 0
     registry.prior[i] = peer.rate
     if registry.static_slots[i] == 0 then
         registry.slots[i] = peer.slots
@@ -142,7 +163,8 @@ end
 
 
 -- Puts weights in force: a checked GetWeightsResponse, or nil for the static
--- ones. Peers and upstreams that it does not name keep the static ones.
+-- ones. Peers and upstreams that it does not name keep the static ones. What
+-- is ejected or starts slowly comes on top: see ejection.refresh.
 function _M.apply(registry, response)
     for _, i in ipairs(registry.servers) do
         registry.slots[i] = registry.static_slots[i]
@@ -152,9 +174,9 @@ function _M.apply(registry, response)
         upstream.deadline = upstream.static_deadline
         upstream.learned_service = nil
         for p = 0, upstream.count - 1 do
-            upstream.weight[p] = upstream.static_weight[p]
+            upstream.learned_weight[p] = upstream.static_weight[p]
             upstream.affinity[p] = 1
-            upstream.skip[p] = 0
+            upstream.drain[p] = 0
         end
     end
     registry.is_learned = response ~= nil

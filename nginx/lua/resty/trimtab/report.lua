@@ -9,6 +9,7 @@ local max = math.max
 local min = math.min
 local tonumber = tonumber
 
+local EJECTIONS = require("resty.trimtab.health").NAMES
 local LEVELS = 32
 local BUCKETS = 36
 local CLASSES = 5
@@ -122,6 +123,7 @@ end
 local function class_sums(rows, u)
     local t = {
         in_flight = 0, unplaced = 0, unknown = 0, waiting = 0, refused = 0,
+        retries = 0, retries_refused = 0,
     }
     for _, row in ipairs(rows) do
         local class = row.classes[u]
@@ -130,8 +132,21 @@ local function class_sums(rows, u)
         t.unknown = t.unknown + tonumber(class.unknown)
         t.waiting = t.waiting + tonumber(class.waiting)
         t.refused = t.refused + tonumber(class.refused)
+        t.retries = t.retries + tonumber(class.retries)
+        t.retries_refused = t.retries_refused
+                            + tonumber(class.retries_refused)
     end
     return t
+end
+
+
+-- Why a server is ejected, and the seconds until it is tried again.
+local function ejection_of(map, i, now)
+    local health = map.health[i]
+    local back = tonumber(health.back)
+    return EJECTIONS[tonumber(health.reason)],
+           now and health.reason > 0 and back < huge and max(0, back - now)
+           or nil
 end
 
 
@@ -142,13 +157,16 @@ local function upstream_table(registry, upstream, rows, now)
         local t = pair_sums(rows, upstream.pair[p], now)
         local i = upstream.server[p]
         t.address = upstream.addresses[p + 1]
-        t.weight = upstream.weight[p]
+        t.weight = upstream.learned_weight[p]
+        t.slow_start = upstream.weight[p] / upstream.learned_weight[p]
         t.affinity = upstream.affinity[p]
         t.configured_weight = upstream.configured_weight[p]
         t.static_weight = upstream.static_weight[p]
         t.effective_weight = upstream.weight[p] * registry.map.rate[i]
                              / upstream.affinity[p]
-        t.drain = upstream.skip[p] ~= 0
+        t.drain = upstream.drain[p] ~= 0
+        t.ejected = upstream.skip[p] > upstream.drain[p]
+        t.ejection = ejection_of(registry.map, i)
         class.in_flight = class.in_flight + t.in_flight
         peers[p + 1] = t
     end
@@ -156,6 +174,8 @@ local function upstream_table(registry, upstream, rows, now)
         upstream = upstream.name,
         waiting = class.waiting,
         refused = class.refused,
+        retries = class.retries,
+        retries_refused = class.retries_refused,
         hold = upstream.hold,
         is_holding = upstream.is_holding,
         in_flight = class.in_flight,
@@ -217,6 +237,8 @@ end
 --     waiting = 0, in_flight = 3,
 --     hold = "auto", is_holding = true,        -- whether requests may wait
 --     refused = 0,                    -- requests that had to wait too long
+--     retries = 0,                    -- tries that were not the first
+--     retries_refused = 0,            -- the same, beyond the retry budget
 --     unplaced = 0,                   -- requests placed by nginx's own
 --                                     -- balancer (fail-open, or by config)
 --     unknown = 0,                    -- tries at addresses not configured
@@ -234,7 +256,11 @@ end
 --       weight = 1, affinity = 1,     -- W_ij, a_ij in use
 --       effective_weight = 1.9,       -- weight * rate / affinity: the share
 --                                     -- that it attracts at equal load
+--       slow_start = 1,               -- share of its weight that it has
 --       drain = false,
+--       ejected = false,              -- left out here: false where all are,
+--                                     -- or more than eject_max_ratio
+--       ejection = "stall",           -- absent: not ejected; as below
 --     } },
 --   } },
 --   addresses = { {
@@ -244,6 +270,11 @@ end
 --                                     -- nginx; absent: no limit
 --     busy_seconds, completions_at[32], seconds_at[32], rate, error_ratio,
 --     down,                           -- as AddressStats
+--     ejection = "failures" | "errors" | "stall" | "check",   -- why; absent
+--                                     -- when it is not ejected
+--     ejection_seconds = 0.8,         -- until a request tries it again;
+--                                     -- absent where only a check does
+--     ejections = 0,                  -- so far
 --   } },
 -- }
 function _M.snapshot(registry)
@@ -267,6 +298,8 @@ function _M.snapshot(registry)
         t.slots = registry.slots[i]
         t.limit = registry.limit[i] < huge and registry.limit[i] or nil
         t.down = not is_open[i]
+        t.ejection, t.ejection_seconds = ejection_of(map, i, now)
+        t.ejections = tonumber(map.health[i].ejections)
         addresses[s] = t
     end
     local is_learned = registry.is_learned and now < head.weights_until

@@ -75,6 +75,8 @@ local function new_record()
         claim = -1,          -- the server that it waits for, if published
         claim_work = 0,
         semaphore = false,   -- to wake it
+        is_last = false,     -- nginx was told to try it no more after this
+        is_probe = false,    -- the try under way tries an ejected server
         is_fallback = false, -- nginx's own balancer places this pass
         is_armed = false,    -- nginx will raise the flag
         entries = 0,         -- of $upstream_addr that are accounted for

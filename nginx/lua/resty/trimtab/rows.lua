@@ -25,6 +25,7 @@ local function clear(head, row, now)
         row.work[i] = 0
         row.claims[i] = 0
         row.claimed[i] = 0
+        row.probes[i] = 0
         row.value[i] = 0
     end
     for i = 0, tonumber(head.pairs) - 1 do

@@ -10,7 +10,8 @@
 --
 -- deadline_seconds and slots are absent (or null) when unknown, and what
 -- concerns waiting has defaults: hold "auto", max_waiting 10000, and
--- max_wait_seconds that of timeout_seconds, 60. What is wrong
+-- max_wait_seconds that of timeout_seconds, 60. So has what concerns health
+-- (see HEALTH below) and retries: retry_non_idempotent false. What is wrong
 -- raises an error that nginx prints before it refuses to start, or to reload.
 local cjson = require("cjson.safe")
 
@@ -21,11 +22,26 @@ local ipairs = ipairs
 local match = string.match
 local open = io.open
 local type = type
+local unpack = unpack
 
 local FORMAT = 1
 local HOLDS = { auto = true, on = true, off = true }
 -- Of a class, over all workers: some 20 MB of requests that wait.
 local MAX_WAITING = 10000
+-- What concerns health: key, default, least, most. docs/health.md says why.
+local HEALTH = {
+    { "eject_failures", 3, 0, 1e6 },
+    { "eject_error_ratio", 0.5, 0.01, 1 },
+    { "eject_stall_seconds", 0.25, 0, 86400 },
+    { "eject_seconds", 1, 0.01, 86400 },
+    { "eject_max_seconds", 60, 0.01, 86400 },
+    { "eject_max_ratio", 0.5, 0, 1 },
+    { "slow_start_seconds", 0, 0, 86400 },
+    { "retry_ratio", 0.2, 0, 1 },
+    { "retries_per_second", 10, 0, 1e6 },
+    -- What nginx begins with; 0: nobody says, and nothing bounds retries.
+    { "tries", 0, 0, 65535 },
+}
 -- nginx's own default for a server's answer.
 local TIMEOUT_SECONDS = 60
 -- As in the proto.
@@ -101,6 +117,32 @@ local function read_peer(path, value, where)
 end
 
 
+-- Whether a key is true; false where it is absent.
+local function flag(path, value, what)
+    if value == nil or value == cjson.null then
+        return false
+    end
+    if type(value) ~= "boolean" then
+        fail(path, what .. " must be true or false", value)
+    end
+    return value
+end
+
+
+local function read_health(path, value, settings)
+    for _, key in ipairs(HEALTH) do
+        local what, default, low, high = unpack(key)
+        settings[what] = optional(path, value[what], low, high,
+                                  what .. " of " .. settings.name)
+                         or default
+    end
+    settings.retry_non_idempotent = flag(
+        path, value.retry_non_idempotent,
+        "retry_non_idempotent of " .. settings.name)
+    return settings
+end
+
+
 local function read_upstream(path, value)
     if type(value) ~= "table" then
         fail(path, "an upstream must be an object", value)
@@ -123,7 +165,7 @@ local function read_upstream(path, value)
     local timeout = optional(path, value.timeout_seconds, 0.001, 86400,
                              "timeout_seconds of " .. upstream)
                     or TIMEOUT_SECONDS
-    return {
+    return read_health(path, value, {
         name = upstream,
         hold = hold,
         max_waiting = optional(path, value.max_waiting, 0, 1e6,
@@ -137,7 +179,7 @@ local function read_upstream(path, value)
         deadline_seconds = optional(path, value.deadline_seconds, 1e-6, 86400,
                                     "deadline_seconds of " .. upstream),
         peers = peers,
-    }
+    })
 end
 
 

@@ -13,7 +13,7 @@
 --   of the last samples are empty: differences of counters say more.
 -- * weight is the configured one, as always; the learned W_ij is
 --   learnedWeight, and the share that it comes to effectiveWeight.
--- * down is true for a peer that is drained.
+-- * down is true for a peer that is drained or ejected; ejection says why.
 -- * there are no serverZones: what passes no upstream is not counted.
 local ffi = require("ffi")
 local json = require("resty.trimtab.json")
@@ -100,12 +100,13 @@ local function vts_peer(peer)
         maxFails = MAX_FAILS,
         failTimeout = FAIL_TIMEOUT_SECONDS,
         backup = false,
-        down = peer.drain,
+        down = peer.drain or peer.ejected or false,
         overCounts = OVER_COUNTS,
         -- Trimtab's own.
         inFlight = whole(peer.in_flight),
         learnedWeight = peer.weight,
         effectiveWeight = peer.effective_weight,
+        ejection = peer.ejection or "",
     }
 end
 

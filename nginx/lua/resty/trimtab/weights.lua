@@ -5,13 +5,14 @@
 -- and beside them, in the mapping, a stamp that rises with every change and
 -- the instant when they expire. A worker compares the two numbers at each
 -- request and reads the bytes only when something changed.
+local ejection = require("resty.trimtab.ejection")
 local libc = require("resty.trimtab.libc")
-local limits = require("resty.trimtab.limits")
 local policy = require("resty.trimtab.policy")
 local registry_module = require("resty.trimtab.registry")
 local services = require("resty.trimtab.services")
 
 local clock = libc.monotonic
+local follow_health = ejection.follow
 local format = string.format
 local ipairs = ipairs
 local tonumber = tonumber
@@ -173,12 +174,12 @@ local function refresh(registry, dict)
     end
     registry_module.apply(registry, response)
     services.refresh(registry)
-    limits.refresh(registry)
+    ejection.refresh(clock())
 end
 
 
--- Puts in force what should be. Called with each request: two comparisons
--- when nothing changed.
+-- Puts in force what should be. Called with each request: a few
+-- comparisons when nothing changed.
 function _M.follow(registry, dict, now)
     local head = registry.map.head
     local is_alive = now < head.weights_until
@@ -186,6 +187,7 @@ function _M.follow(registry, dict, now)
         seen_stamp, seen_alive = tonumber(head.weights_stamp), is_alive
         refresh(registry, dict)
     end
+    follow_health(now)
 end
 
 

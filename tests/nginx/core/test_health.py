@@ -1,0 +1,387 @@
+"""Which servers are ejected, tried again and brought back: the decisions, and a real nginx."""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hooked import Hooked, Load, abort, hooked, load, until
+from nginx.wire.harness import free_port, nginx, post_json
+from peers import Peer, Peers, peers
+
+FAILURES, ERRORS, STALL, CHECK = 1, 2, 3, 4
+
+
+@pytest.fixture(scope="module")
+def play(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., list[Any]]]:
+    """Plays calls on one health: a list of [answer, the health after it]."""
+    port = free_port()
+    http = f"""
+    server {{
+        listen 127.0.0.1:{port};
+        location / {{ content_by_lua_file {Path(__file__).parent}/health_checks.lua; }}
+    }}"""
+    with nginx(tmp_path_factory.mktemp("health"), http, port):
+        yield lambda *calls: post_json(port, "/", list(calls))
+
+
+def test_a_streak_ejects_and_a_success_breaks_it(play: Callable[..., list[Any]]) -> None:
+    """The fifth failure in a row is one too many; four are not."""
+    failed = ["failed", "health", 0.3, 0.0, 5, 1]
+    assert [answer for answer, _ in play(*[failed] * 5)] == [None] * 4 + [FAILURES]
+
+
+def test_a_ratio_ejects_and_one_means_never(play: Callable[..., list[Any]]) -> None:
+    """An error ratio of the bound is too much; with a bound of 1, and of 0 failures, nothing is."""
+    answers = play(
+        ["failed", "health", 0.49, 0.0, 0, 0.5],
+        ["failed", "health", 0.5, 0.0, 0, 0.5],
+        *[["failed", "health", 1.0, 0.0, 0, 1]] * 50,
+    )
+    assert [answer for answer, _ in answers] == [None, ERRORS] + [None] * 50
+
+
+def test_where_all_fail_alike_nobody_is_ejected(play: Callable[..., list[Any]]) -> None:
+    """A peer is ejected only while another fails less than half as often."""
+    answers = play(
+        ["failed", "health", 0.6, 0.3, 1, 0.5],
+        ["failed", "health", 0.6, 0.29, 1, 0.5],
+        ["failed", "health", 0.6, "huge", 1, 0.5],
+    )
+    assert [answer for answer, _ in answers] == [None, FAILURES, None]
+
+
+def test_the_back_off_doubles_to_a_bound_and_is_forgotten(play: Callable[..., list[Any]]) -> None:
+    """1, 2, 4, 5, 5 s while it fails again and again; 1 s when it was well for ten back-offs."""
+    answers = play(
+        ["eject", "health", FAILURES, 100, 1, 5, 0.0],
+        ["extend", "health", 101, 5, 0.0],
+        ["restore", "health", 103],
+        ["eject", "health", FAILURES, 104, 1, 5, 0.0],
+        ["extend", "health", 108, 5, 0.0],
+        ["extend", "health", 113, 5, 0.0],
+        ["restore", "health", 118],
+        ["eject", "health", ERRORS, 168, 1, 5, 0.999],
+    )
+    states = [state for _, state in answers]
+    assert [s["backoff"] for s in states] == [1, 2, 2, 4, 5, 5, 5, 1]
+    assert [s["back"] for s in states[:2]] == [101, 103]
+    assert 169 < states[-1]["back"] < 169.1
+    assert [s["reason"] for s in states] == [1, 1, 0, 1, 1, 1, 0, ERRORS]
+    assert states[-1]["ejections"] == 3
+
+
+def test_half_open_is_one_request_after_the_back_off(play: Callable[..., list[Any]]) -> None:
+    """Before the back-off is over nobody tries it, then one request at a time."""
+    answers = play(
+        ["is_half_open", "health", 0.0, 100, 0],
+        ["eject", "health", FAILURES, 100, 1, 5, 0.0],
+        ["is_half_open", "health", 0.3, 100.9, 0],
+        ["is_half_open", "health", 0.3, 101, 0],
+        ["is_half_open", "health", 0.3, 101, 1],
+        ["eject", "health", CHECK, 102, 1, 5, 0.0],
+        ["is_half_open", "health", 0.3, 1e9, 0],
+    )
+    assert [a for n, (a, _) in enumerate(answers) if n not in (1, 5)] == [
+        False, False, True, False, False,
+    ]  # fmt: skip
+
+
+def test_a_suspect_is_tried_and_acquitted(play: Callable[..., list[Any]]) -> None:
+    """A server that is in with 5% errors is tried like one that is out; one with 1% is not. Each
+    success halves its error ratio."""
+    answers = play(
+        ["is_half_open", "health", 0.05, 100, 0],
+        ["is_half_open", "health", 0.05, 100, 1],
+        ["is_half_open", "health", 0.01, 100, 0],
+        ["acquit", 0.05],
+    )
+    assert [a for a, _ in answers] == [True, False, False, 0.025]
+
+
+@pytest.mark.parametrize(
+    ("asked", "now", "n", "work", "rate", "seconds", "stalled"),
+    [
+        (1, 1.24, 2, 0.02, 1, 0.25, False),
+        (1, 1.26, 2, 0.02, 1, 0.25, True),
+        (1, 1.26, 1, 0.01, 1, 0.25, False),
+        (0, 9.0, 2, 0.02, 1, 0.25, False),
+        (1, 9.0, 2, 0.02, 1, 0, False),
+        (1, 3.9, 2, 0.4, 1, 0.25, False),
+        (1, 4.1, 2, 0.4, 1, 0.25, True),
+        (1, 4.1, 2, 0.4, 0.5, 0.25, False),
+    ],
+)
+def test_a_stall_is_silence_for_fifteen_services(
+    play: Callable[..., list[Any]],
+    asked: float,
+    now: float,
+    n: int,
+    work: float,
+    rate: float,
+    seconds: float,
+    stalled: bool,
+) -> None:
+    """Silence counts where two or more wait, beyond the configured time and fifteen services."""
+    assert play(["is_stalled", asked, now, n, work, rate, seconds])[0][0] is stalled
+
+
+def test_the_cap_leaves_most_peers(play: Callable[..., list[Any]]) -> None:
+    """One of two, two of five, none of one, none with a ratio of 0."""
+    answers = play(*[["most_ejected", *c] for c in ((2, 0.1), (5, 0.5), (1, 1), (4, 0))])
+    assert [a for a, _ in answers] == [1, 2, 0, 0]
+
+
+def test_a_slow_start_rises_to_the_whole(play: Callable[..., list[Any]]) -> None:
+    """A tenth at once, a half after half of the time, all after all of it, and without one."""
+    answers = play(
+        *[["share", 100, now, 10] for now in (100, 105, 110)], ["share", 100, 100, 0],
+        ["share", 0, 100, 10],
+    )  # fmt: skip
+    assert [a for a, _ in answers] == [0.1, 0.5, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("drain", "since", "most", "filled"),
+    [
+        ([0, 0, 0], [0, 5, 0], 1, [1, 0, 1, 0]),
+        ([0, 0, 0, 0], [9, 5, 7, 0], 2, [2, 0, 1, 1, 0]),
+        ([0, 0, 0], [3, 5, 4], 2, [0, 0, 0, 0]),
+        ([1, 0, 0], [0, 5, 4], 2, [0, 1, 0, 0]),
+        ([1, 0, 0], [5, 5, 0], 1, [1, 1, 1, 0]),
+    ],
+)
+def test_ejected_peers_are_left_out_up_to_the_cap_and_never_all(
+    play: Callable[..., list[Any]],
+    drain: list[int],
+    since: list[int],
+    most: int,
+    filled: list[int],
+) -> None:
+    """Those first that were ejected first; where all that are not drained are ejected, none."""
+    assert play(["fill", drain, since, most])[0][0] == filled
+
+
+def address(nginx: Hooked, peer: Peer) -> dict[str, Any]:
+    """What the snapshot has of this server."""
+    (found,) = (a for a in nginx.snapshot()["addresses"] if a["address"] == peer.address)
+    return dict(found)
+
+
+def run(nginx: Hooked, seconds: float, paths: tuple[str, ...] = ("/a",), clients: int = 6) -> Load:
+    """A closed loop of services of 10 ms."""
+    return asyncio.run(
+        load(nginx.port, paths, concurrency=clients, seconds=seconds, headers="X-Work: 0.01\r\n")
+    )
+
+
+def known(group: Peers) -> list[dict[str, Any]]:
+    """The peers as trimtab.json has them."""
+    return [{"address": a, "slots": 4} for a in group.addresses]
+
+
+HEALTH = {
+    "eject_failures": 3,
+    "eject_error_ratio": 0.5,
+    "eject_stall_seconds": 0.25,
+    "eject_seconds": 0.3,
+    "eject_max_seconds": 0.6,
+}
+
+
+@pytest.mark.parametrize(("hold", "workers"), [("off", 1), ("on", 1), ("off", 2)])
+def test_a_failing_server_is_ejected_and_comes_back(
+    tmp_path: Path, hold: str, workers: int
+) -> None:
+    """A server that answers 500 to everything fails no request; it is ejected in both classes for
+    all workers, a request at a time tries it, and when it is well it has its share again."""
+    with (
+        peers(Peer(slots=4), Peer(slots=4), Peer(slots=4)) as group,
+        hooked(
+            tmp_path,
+            {"a": known(group), "b": known(group)},
+            workers=workers,
+            hold={"hold": hold},
+            health=HEALTH,
+        ) as nginx,
+    ):
+        run(nginx, 0.3)
+        bad = group[0]
+        bad.fault = "500"
+        statuses: set[int] = set()
+
+        def is_out() -> bool:
+            statuses.update(run(nginx, 0.2).statuses)
+            return bool(address(nginx, bad)["down"])
+
+        until(is_out, 5)
+        assert statuses == {200}
+        shown = address(nginx, bad)
+        assert shown["ejection"] in ("failures", "errors")
+        assert shown["ejection_seconds"] <= 0.7
+        assert nginx.pairs("b")[bad.address]["ejected"]
+        assert "trimtab: ejected" in nginx.log
+        seen = bad.seen
+        got = run(nginx, 0.8, ("/a", "/b"))
+        assert set(got.statuses) == {200}
+        # At 0.3 s and then every 0.6 s, with some patience.
+        assert 1 <= bad.seen - seen <= 4
+        bad.fault = ""
+        until(lambda: bool(run(nginx, 0.1)) and not address(nginx, bad)["down"], 5)
+        # More than the others have slots for.
+        got = run(nginx, 0.6, clients=11)
+        assert got.peers[bad.address] / got.peers.total() > 0.2
+        assert "ejection" not in address(nginx, bad)
+        assert address(nginx, bad)["ejections"] >= 1
+        until(nginx.is_at_rest)
+
+
+def test_a_server_is_ejected_for_its_error_ratio(tmp_path: Path) -> None:
+    """Where a streak does not count the ratio does, though the rule sends it next to nothing."""
+    with (
+        peers(Peer(), Peer()) as group,
+        hooked(
+            tmp_path,
+            {"a": known(group)},
+            health={"eject_failures": 0, "eject_error_ratio": 0.15, "eject_seconds": 0.02},
+        ) as nginx,
+    ):
+        group[0].fault = "500"
+        until(lambda: bool(run(nginx, 0.1)) and "(errors)" in nginx.log, 5)
+
+
+def test_when_all_are_ejected_all_are_used(tmp_path: Path) -> None:
+    """Both servers fail, one after the other, with a cap of 1: each of them still gets requests."""
+    with (
+        peers(Peer(), Peer()) as group,
+        hooked(
+            tmp_path,
+            {"a": known(group)},
+            health=HEALTH | {"eject_max_ratio": 1, "eject_seconds": 60, "eject_max_seconds": 60},
+        ) as nginx,
+    ):
+        group[0].fault = "500"
+        until(lambda: bool(run(nginx, 0.1)) and address(nginx, group[0])["down"], 5)
+        group[1].fault = "500"
+        got = run(nginx, 0.3)
+        assert set(got.statuses) == {500}
+        group[0].fault = group[1].fault = ""
+        assert run(nginx, 0.3).statuses[200] > 5
+        until(nginx.is_at_rest)
+
+
+def test_a_lone_server_is_never_ejected(tmp_path: Path) -> None:
+    """A server without a peer is used whatever it answers."""
+    with (
+        peers(Peer()) as group,
+        hooked(tmp_path, {"a": known(group)}, health=HEALTH) as nginx,
+    ):
+        group[0].fault = "500"
+        run(nginx, 0.3)
+        assert not address(nginx, group[0])["down"]
+        assert address(nginx, group[0])["ejections"] == 0
+
+
+@pytest.mark.parametrize("hold", ["off", "on"])
+def test_a_silent_server_is_left_until_it_answers(tmp_path: Path, hold: str) -> None:
+    """While a server hangs it is ejected for a stall, and gets no more than it had; the answers
+    to what it had bring it back, with its share."""
+    with (
+        peers(Peer(slots=2), Peer(slots=2), Peer(slots=2)) as group,
+        hooked(
+            tmp_path,
+            {"a": [p | {"slots": 2} for p in known(group)]},
+            hold={"hold": hold},
+            health=HEALTH | {"eject_seconds": 30, "eject_max_seconds": 60},
+        ) as nginx,
+    ):
+        run(nginx, 0.4)
+        silent = group[2]
+
+        async def hang() -> Load:
+            # The slots of the server, taken away: it accepts, and does not answer.
+            assert silent._free is not None
+            free = silent._free
+            for _ in range(2):
+                await asyncio.wrap_future(
+                    asyncio.run_coroutine_threadsafe(free.acquire(), group.loop)
+                )
+            more = asyncio.create_task(
+                load(nginx.port, ["/a"], concurrency=10, seconds=2.0, headers="X-Work: 0.01\r\n")
+            )
+            await asyncio.sleep(1.0)
+            assert address(nginx, silent)["ejection"] == "stall"
+            seen = silent.seen
+            await asyncio.sleep(0.3)
+            assert silent.seen == seen
+            for _ in range(2):
+                group.loop.call_soon_threadsafe(free.release)
+            return await more
+
+        got = asyncio.run(hang())
+        assert set(got.statuses) == {200}
+        assert not address(nginx, silent)["down"]
+        got = run(nginx, 0.5, clients=6)
+        assert got.peers[silent.address] / got.peers.total() > 0.2
+        until(nginx.is_at_rest)
+
+
+def test_a_slow_start_gives_a_returning_server_less(tmp_path: Path) -> None:
+    """A server that a reload brings begins with part of its weight, others of the same age with
+    all of it; at the first start of nginx nobody begins slowly."""
+    with (
+        peers(Peer(), Peer()) as group,
+        hooked(
+            tmp_path, {"a": known(group)[:1]}, health=HEALTH | {"slow_start_seconds": 600}
+        ) as nginx,
+    ):
+        assert nginx.pairs("a")[group[0].address]["slow_start"] == 1
+        nginx.reload(upstreams={"a": known(group)})
+        until(lambda: group[1].address in nginx.pairs("a"))
+        run(nginx, 0.2)
+        assert nginx.pairs("a")[group[0].address]["slow_start"] == 1
+        assert nginx.pairs("a")[group[1].address]["slow_start"] == pytest.approx(0.1, abs=0.02)
+
+
+def test_a_post_tries_no_ejected_server(tmp_path: Path) -> None:
+    """Only requests that nginx would repeat elsewhere try whether a server is well."""
+    with (
+        peers(Peer(), Peer()) as group,
+        hooked(
+            tmp_path,
+            {"a": known(group)},
+            health=HEALTH | {"retry_non_idempotent": False, "eject_seconds": 0.05},
+        ) as nginx,
+    ):
+        group[0].fault = "500"
+        until(lambda: bool(run(nginx, 0.1)) and address(nginx, group[0])["down"], 5)
+        group[0].fault = ""
+        time.sleep(0.7)
+        seen = group[0].seen
+        for _ in range(5):
+            assert nginx.get("/a", method="POST")[0] == 200
+        assert group[0].seen == seen
+        assert nginx.get("/a")[0] == 200
+        assert group[0].seen == seen + 1
+
+
+def test_a_client_that_leaves_while_it_tries_leaves_no_trace(tmp_path: Path) -> None:
+    """The request that tries an ejected server may be aborted: the next one tries it."""
+    with (
+        peers(Peer(), Peer()) as group,
+        hooked(tmp_path, {"a": known(group)}, health=HEALTH | {"eject_seconds": 0.05}) as nginx,
+    ):
+        group[0].fault = "500"
+        until(lambda: bool(run(nginx, 0.1)) and address(nginx, group[0])["down"], 5)
+        group[0].fault = ""
+        time.sleep(0.7)
+        seen = group[0].seen
+        abort(nginx.port, "/a", 0.1, "X-Work: 3\r\n")
+        until(nginx.is_at_rest)
+        assert group[0].seen == seen + 1
+        assert address(nginx, group[0])["down"]
+        assert nginx.get("/a")[0] == 200
+        until(lambda: not address(nginx, group[0])["down"])

@@ -1,0 +1,81 @@
+"""The retry budget, in a real nginx: what goes to another server, and what does not."""
+
+import asyncio
+from pathlib import Path
+
+from hooked import hooked, load, until
+from peers import Peer, peers
+
+BUDGET = {"tries": 3, "retry_ratio": 0.2, "retries_per_second": 0}
+
+
+def test_within_the_budget_every_peer_is_tried(tmp_path: Path) -> None:
+    """A full budget lets a request fail at each of three peers, and counts two retries."""
+    with (
+        peers(Peer(), Peer(), Peer()) as group,
+        hooked(tmp_path, {"a": [{"address": a} for a in group.addresses]}, health=BUDGET) as nginx,
+    ):
+        assert nginx.get("/a", X_Fault="500")[0] == 500
+        assert [p.seen for p in group] == [1, 1, 1]
+        until(nginx.is_at_rest)
+        (upstream,) = nginx.snapshot()["upstreams"]
+        assert (upstream["retries"], upstream["retries_refused"]) == (2, 0)
+
+
+def test_beyond_the_budget_the_first_answer_goes_through(tmp_path: Path) -> None:
+    """Where every request fails everywhere, at most a fifth of them is tried again beyond the
+    bucket, and the others get the answer of the one peer that was asked."""
+    with (
+        peers(Peer(), Peer(), Peer()) as group,
+        hooked(tmp_path, {"a": [{"address": a} for a in group.addresses]}, health=BUDGET) as nginx,
+    ):
+        got = asyncio.run(
+            load(nginx.port, ["/a"], concurrency=1, count=200, headers="X-Fault: 503\r\n")
+        )
+        assert got.statuses == {503: 200}
+        until(nginx.is_at_rest)
+        (upstream,) = nginx.snapshot()["upstreams"]
+        # The bucket holds ten; a request that may be tried again is so twice at most.
+        assert 40 <= upstream["retries"] <= 10 + 0.2 * 200 + 2
+        assert sum(p.seen for p in group) == 200 + upstream["retries"]
+        assert upstream["retries_refused"] >= 200 - upstream["retries"]
+
+
+def test_the_minimum_comes_back_with_time(tmp_path: Path) -> None:
+    """Some seconds after the budget was used up a request is tried again."""
+    with (
+        peers(Peer(), Peer()) as group,
+        hooked(
+            tmp_path,
+            {"a": [{"address": a} for a in group.addresses]},
+            workers=1,
+            health={"tries": 2, "retry_ratio": 0, "retries_per_second": 2},
+        ) as nginx,
+    ):
+        asyncio.run(load(nginx.port, ["/a"], concurrency=1, count=60, headers="X-Fault: 500\r\n"))
+        used_up = nginx.snapshot()["upstreams"][0]["retries"]
+        assert 20 <= used_up < 30
+        until(
+            lambda: (
+                nginx.get("/a", X_Fault="500")[0] == 500
+                and nginx.snapshot()["upstreams"][0]["retries"] > used_up
+            )
+        )
+
+
+def test_held_requests_have_the_same_budget(tmp_path: Path) -> None:
+    """A request that late binding has placed is not tried again beyond the budget either."""
+    with (
+        peers(Peer(), Peer()) as group,
+        hooked(
+            tmp_path,
+            {"a": [{"address": a, "slots": 2} for a in group.addresses]},
+            hold={"hold": "on"},
+            health=BUDGET | {"tries": 2, "retry_ratio": 0},
+        ) as nginx,
+    ):
+        got = asyncio.run(
+            load(nginx.port, ["/a"], concurrency=1, count=60, headers="X-Fault: 500\r\n")
+        )
+        assert got.statuses == {500: 60}
+        assert sum(p.seen for p in group) == 60 + 10
