@@ -24,8 +24,8 @@ local remove = table.remove
 -- Stateful modules, of which each worker has its own.
 local MODULES = {
     "claims", "counters", "dispatch", "ejection", "holding", "limits",
-    "names", "passes", "picks", "registry", "report", "requests", "room", "rows", "rule",
-    "services", "tries", "variables", "wake", "weights",
+    "names", "passes", "picks", "registry", "report", "requests", "room",
+    "rows", "rule", "services", "tries", "variables", "wake", "weights",
 }
 local RECHECK_SECONDS = 0.05
 local MAINTENANCE_SECONDS = 0.4
