@@ -65,6 +65,9 @@ http {{
             t.records = require("resty.trimtab").records()
             ngx.print(require("cjson").encode(t))
         }} }}
+        location = /trimtab/status {{
+            content_by_lua_block {{ require("resty.trimtab").status() }}
+        }}
         {bridge}
     }}
 }}

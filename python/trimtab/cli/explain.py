@@ -1,7 +1,8 @@
 """`trimtab explain`: why requests of an upstream go where they go, now and since the last change.
 
 A client only: the policy server computes the scores by the rule that the balancer runs, from what
-a balancer last reported.
+a balancer last reported. With --picks it is a client of nginx instead, which tells the picks that
+it made.
 """
 
 import argparse
@@ -13,7 +14,7 @@ from typing import Any, Final
 from urllib.parse import urlencode
 
 from trimtab import terminal
-from trimtab.cli import admin_client
+from trimtab.cli import admin_client, picks
 from trimtab.errors import TrimtabError
 
 __all__ = ["add_arguments", "render", "run", "trial_text"]
@@ -32,12 +33,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("upstream", metavar="UPSTREAM")
     parser.add_argument("peer", metavar="PEER", nargs="?", help="one peer only, in full")
     parser.add_argument("--balancer", metavar="NAME", help="as this one sees it (the first)")
+    parser.add_argument(
+        "--picks", nargs="?", const="", metavar="ADDRESS",
+        help="the picks that nginx made last, with the scores then: asked at its internal_listen",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print the JSON as it is")
     admin_client.add_where(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the explanation; 0."""
+    if arguments.picks is not None:
+        upstream = picks.fetch(arguments)
+        if arguments.json:
+            print(json.dumps(upstream["picks"], indent=2))
+        else:
+            print(picks.render(upstream))
+        return 0
     query = {"upstream": arguments.upstream}
     if arguments.peer:
         query["peer"] = arguments.peer

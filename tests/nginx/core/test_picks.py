@@ -10,6 +10,7 @@ import pytest
 from hooked import Load, hooked, load, until
 from nginxes import free_ports
 from peers import Peer, Peers, peers
+from trimtab.cli import main
 
 
 def known(group: Peers, slots: int | None = 2, **more: Any) -> list[dict[str, Any]]:
@@ -219,3 +220,41 @@ def test_counting_only_shows_the_class_in_flight(tmp_path: Path) -> None:
 
         assert asyncio.run(held()) == 5
         until(nginx.is_at_rest)
+
+
+def test_the_last_picks_tell_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The status page has the peer, the wait, and each candidate's score and requests in flight of
+    the last picks, the newest first and 16 at most; `trimtab explain --picks` draws them."""
+    with (
+        peers(Peer(slots=1), Peer(slots=1)) as group,
+        hooked(tmp_path, {"a": known(group, 1)}, workers=2) as nginx,
+    ):
+        long = Load()
+
+        async def one_after_the_other() -> None:
+            nonlocal long
+            task = asyncio.create_task(
+                load(nginx.port, ["/a"], concurrency=1, count=1, headers="X-Work: 0.5\r\n")
+            )
+            await asyncio.sleep(0.25)
+            await load(nginx.port, ["/a"], concurrency=1, count=1)
+            long = await task
+
+        asyncio.run(one_after_the_other())
+        newest, first = nginx.snapshot()["upstreams"][0]["picks"]
+        (busy,) = long.peers
+        assert first["address"] == busy
+        assert {c["in_flight"] for c in first["candidates"]} == {0}
+        seen = {c["address"]: c for c in newest["candidates"]}
+        assert seen[busy]["in_flight"] == 1
+        assert newest["address"] != busy
+        assert seen[busy]["score_seconds"] > seen[newest["address"]]["score_seconds"]
+        assert newest["age_seconds"] < first["age_seconds"]
+
+        run(nginx.port, ["/a"], concurrency=4, seconds=3, pause=0.05)
+        assert 13 <= len(nginx.snapshot()["upstreams"][0]["picks"]) <= 16
+        internal = f"127.0.0.1:{nginx.internal}"
+        assert main(["explain", "a", "--picks", internal]) == 0
+        said = capsys.readouterr().out
+        assert said.count(group[0].address) >= 13
+        assert main(["explain", "b", "--picks", internal]) == 2

@@ -283,6 +283,7 @@ local function new_worker(map, settings, index, workers, totals)
     row.owner.port = index
     worker.row = row
     worker.counters.open(map, worker.registry, row)
+    get("picks").open(row)
     worker.passes.open(worker.registry, worker.holding)
     worker.dispatch.open(worker.registry, dict, index)
     worker.ejection.open(worker.registry)

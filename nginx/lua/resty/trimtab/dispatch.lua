@@ -6,6 +6,7 @@ local ffi = require("ffi")
 local libc = require("resty.trimtab.libc")
 local ngx_balancer = require("ngx.balancer")
 local passes = require("resty.trimtab.passes")
+local picks = require("resty.trimtab.picks")
 local requests = require("resty.trimtab.requests")
 local retries = require("resty.trimtab.retries")
 local rule = require("resty.trimtab.rule")
@@ -31,6 +32,7 @@ local probe = ejection.probe
 local set_current_peer = ngx_balancer.set_current_peer
 local set_more_tries = ngx_balancer.set_more_tries
 local release = passes.release
+local sample = picks.sample
 local tonumber = tonumber
 
 local SUCCESS, FAILURE = passes.SUCCESS, passes.FAILURE
@@ -130,9 +132,11 @@ local function current_record(upstream, now)
 end
 
 
--- Counts a try that begins at peer p of the record's upstream.
-function _M.begin_try(record, p, now)
+-- Counts a try that begins at peer p of the record's upstream; the scores
+-- are those of its pick, or none where there was no choice.
+function _M.begin_try(record, p, a_scores, now)
     local upstream = record.upstream
+    sample(upstream, record, p, a_scores, now)
     local own_work = upstream.service * upstream.affinity[p]
     local i = upstream.server[p]
     record.is_unqueued = counters.start(i, upstream.pair[p], own_work, now)
@@ -210,7 +214,7 @@ function _M.place(upstream)
         record.is_fallback = true
         return nil, upstream.addresses[p + 1] .. ": " .. err
     end
-    begin_try(record, p, now)
+    begin_try(record, p, not tried and scores, now)
     if tried then
         mark_probe(record)
     end

@@ -117,7 +117,7 @@ local function bind(waiter, p)
                     + (drain_now - upstream.bound_at - upstream.pace)
                       / PACE_MEMORY
     upstream.bound_at = drain_now
-    begin_try(waiter, p, drain_now)
+    begin_try(waiter, p, view.scores, drain_now)
     waiter.is_bound = true
     if waiter ~= self then
         waiter.semaphore:post(1)
@@ -310,7 +310,7 @@ function _M.admit(record, upstream, now)
     touch(now)
     local tried = probe(upstream, now)
     if tried then
-        begin_try(record, tried, now)
+        begin_try(record, tried, nil, now)
         mark_probe(record)
         record.is_bound = true
         return true
@@ -327,7 +327,7 @@ function _M.admit(record, upstream, now)
         end
         local i = servers[p]
         if in_flight[i] < registry.limit[i] then
-            begin_try(record, p, now)
+            begin_try(record, p, view.scores, now)
             record.is_bound = true
             return true
         end

@@ -91,13 +91,26 @@ typedef struct {
     double retries, retries_refused;
 } trimtab_class;
 
+/* One pick of a class, and what the rule saw of its candidates. */
+typedef struct { double server, score, in_flight; } trimtab_candidate;
+typedef struct {
+    double at_seconds, waited_seconds, tries, server, candidates;
+    trimtab_candidate candidate[8];
+} trimtab_pick;
+
+/* The last picks of one class, by one worker: see picks.lua. */
+typedef struct {
+    double count, until_seconds;
+    trimtab_pick kept[16];
+} trimtab_picks;
+
 /* The waiting room of one worker. */
 typedef struct { double waiting; } trimtab_room;
 ]]
 
 local MAGIC = 0x7472696d
 -- Rises with every change of the structs above.
-local LAYOUT = 4
+local LAYOUT = 5
 local PAGE_BYTES = 4096
 -- The proto's bound.
 local MAX_UPSTREAMS = 256
@@ -112,7 +125,13 @@ local MIN_WORKERS = 16
 -- In the shared dict.
 local KEY = "mapping"
 
-local _M = { GENERATIONS = GENERATIONS, MAX_UPSTREAMS = MAX_UPSTREAMS }
+local _M = {
+    GENERATIONS = GENERATIONS,
+    MAX_UPSTREAMS = MAX_UPSTREAMS,
+    -- As in the structs.
+    PICKS = 16,
+    CANDIDATES = 8,
+}
 
 
 local function aligned(bytes)
@@ -159,6 +178,7 @@ local function offsets(addresses, pairs_, rows)
     row_part("classes", MAX_UPSTREAMS * sizeof("trimtab_class"))
     row_part("pairs", pairs_ * sizeof("trimtab_pair"))
     row_part("levels", addresses * sizeof("trimtab_levels"))
+    row_part("picks", MAX_UPSTREAMS * sizeof("trimtab_picks"))
     at.row = row
     at.row_bytes = aligned(row_bytes)
     at.bytes = bytes + rows * at.row_bytes
@@ -208,6 +228,7 @@ function _M.row(map, index)
         classes = cast("trimtab_class *", base + at.row.classes),
         pairs = cast("trimtab_pair *", base + at.row.pairs),
         levels = cast("trimtab_levels *", base + at.row.levels),
+        picks = cast("trimtab_picks *", base + at.row.picks),
     }
 end
 

@@ -1,8 +1,11 @@
 -- Reads the shared counters: the snapshot behind the status pages, and the
 -- ReportStats message made from it. Off the request path: it makes tables.
+local json = require("resty.trimtab.json")
 local libc = require("resty.trimtab.libc")
 local mapping = require("resty.trimtab.mapping")
+local picks = require("resty.trimtab.picks")
 
+local array = json.array
 local clock = libc.monotonic
 local huge = math.huge
 local max = math.max
@@ -150,7 +153,7 @@ local function ejection_of(map, i, now)
 end
 
 
-local function upstream_table(registry, upstream, rows, now)
+local function upstream_table(registry, upstream, rows, addresses, now)
     local class = class_sums(rows, upstream.index)
     local peers = {}
     for p = 0, upstream.count - 1 do
@@ -185,6 +188,7 @@ local function upstream_table(registry, upstream, rows, now)
         deadline_seconds = upstream.deadline > 0 and upstream.deadline or nil,
         service_time_seconds = upstream.service,
         peers = peers,
+        picks = array(picks.recent(rows, upstream, addresses, now)),
     }
 end
 
@@ -262,6 +266,17 @@ end
 --                                     -- or more than eject_max_ratio
 --       ejection = "stall",           -- absent: not ejected; as below
 --     } },
+--     picks = { {                     -- the newest first; a sample
+--       address = "127.0.0.1:9001",   -- the peer picked
+--       age_seconds = 0.4,
+--       waited_seconds = 0.002,       -- in nginx, for room there
+--       tries = 0,                    -- of the request before this one
+--       candidates = { { address, score_seconds, in_flight } },
+--                                     -- at most 8, in_flight before it; the
+--                                     -- score with the claims of requests
+--                                     -- that were before it in the room;
+--                                     -- none: it probed an ejected peer
+--     } },
 --   } },
 --   addresses = { {
 --     address = "127.0.0.1:9001", in_flight = 3,
@@ -283,9 +298,12 @@ function _M.snapshot(registry)
     local now = clock()
     local rows = used_rows(map)
     local upstreams, addresses = {}, {}
-    local is_open = {}
+    local is_open, names = {}, {}
+    for s, i in ipairs(registry.servers) do
+        names[i] = registry.server_addresses[s]
+    end
     for u, upstream in ipairs(registry.upstreams) do
-        upstreams[u] = upstream_table(registry, upstream, rows, now)
+        upstreams[u] = upstream_table(registry, upstream, rows, names, now)
         for p = 0, upstream.count - 1 do
             if upstream.skip[p] == 0 then
                 is_open[upstream.server[p]] = true
