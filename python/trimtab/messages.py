@@ -247,6 +247,7 @@ def _parse(kind: Any, raw: bytes) -> Any:
 
 _PAIR_COUNTS: Final = (
     "in_flight", "requests", "failures", "in_bytes", "out_bytes", "tardy", "unqueued",
+    "retries", "retries_refused",
 )  # fmt: skip
 _PAIR_DOUBLES: Final = (
     "response_time_seconds", "response_time_squared", "tardiness", "unqueued_seconds",
@@ -288,6 +289,8 @@ def _pair(message: Any, upstream: int, peer: int) -> PairCounters:
         unqueued_squared=doubles[4],
         buckets=buckets,
         in_flight_seconds=doubles[5],
+        retries=counts[7],
+        retries_refused=counts[8],
     )
 
 
@@ -301,7 +304,13 @@ def _address(message: Any, position: int) -> AddressCounters:
         check_exactly(seconds, "seconds_at", CONCURRENCY_LEVELS)
         check_counts(completions, "completions_at")
         check_doubles(seconds, "seconds_at")
-        check_doubles((message.busy_seconds, message.rate), ("busy_seconds", "rate"))
+        check_doubles(
+            (message.busy_seconds, message.rate, message.ejection_seconds),
+            ("busy_seconds", "rate", "ejection_seconds"),
+        )
+        check_counts((message.ejections,), ("ejections",))
+        if message.ejection:
+            check_text(message.ejection, "ejection")
         if not 0.0 <= ratio <= 1.0:
             raise MessageError(f"error_ratio is {ratio:g}; it must be from 0 to 1")
     except MessageError as error:
@@ -313,6 +322,9 @@ def _address(message: Any, position: int) -> AddressCounters:
         rate=message.rate,
         error_ratio=ratio,
         down=message.down,
+        ejections=message.ejections,
+        ejection=message.ejection,
+        ejection_seconds=message.ejection_seconds,
     )
 
 

@@ -116,7 +116,23 @@ FAMILIES: Final = (
     Family("trimtab_peer_drained", "gauge", ("peer",), "1 when the operator drained it."),
     Family("trimtab_peer_slots", "gauge", ("peer",), "Slots in force; absent while unknown."),
     Family(
-        "trimtab_ejections_total", "counter", ("peer",), "Times that every balancer gave it up."
+        "trimtab_ejections_total",
+        "counter",
+        ("peer",),
+        "Times that a balancer ejected it: for failures, errors, a stall, or a check.",
+    ),
+    Family("trimtab_peer_ejected", "gauge", ("peer",), "Balancers that have it ejected now."),
+    Family(
+        "trimtab_retries_total",
+        "counter",
+        _PAIR,
+        "Tries here that were not the first of their request.",
+    ),
+    Family(
+        "trimtab_retries_refused_total",
+        "counter",
+        _PAIR,
+        "Requests that failed here and were not tried again, as the retry budget was used up.",
     ),
     Family("trimtab_peer_series_omitted", "gauge", (), "Pairs left out: there are too many."),
     Family(
@@ -312,6 +328,8 @@ class _Traffic(Collector):
             "trimtab_tardiness_total": "tardiness",
             "trimtab_tardy_requests_total": "tardy",
             "trimtab_in_flight_request_seconds_total": "in_flight_seconds",
+            "trimtab_retries_total": "retries",
+            "trimtab_retries_refused_total": "retries_refused",
         }
         for upstream, total in totals.get("upstreams", {}).items():
             for number, count in enumerate(total["responses"], 1):
@@ -340,6 +358,7 @@ class _Traffic(Collector):
             yield "trimtab_peer_reported_rate_ratio", (address,), server.get("rate")
             yield "trimtab_peer_error_ratio", (address,), server.get("error_ratio")
             yield "trimtab_peer_down", (address,), server.get("down")
+            yield "trimtab_peer_ejected", (address,), server.get("ejected")
 
     def _control(self) -> Iterator[tuple[str, tuple[str, ...], Any]]:
         servers: dict[str, Mapping[str, Any]] = {}

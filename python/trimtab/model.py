@@ -59,13 +59,16 @@ class PairCounters:
     unqueued_squared: float = 0.0
     buckets: tuple[int, ...] = ()  # len(BUCKET_BOUNDS_SECONDS) + 1 counts, or none
     in_flight_seconds: float = 0.0
+    retries: int = 0
+    retries_refused: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AddressCounters:
     """Counters of one server over all classes; as `AddressStats` in the proto.
 
-    `rate`, `error_ratio` and `down` are gauges, the rest is cumulative (an increase in a `Window`).
+    `rate`, `error_ratio`, `down`, `ejection` (why it is ejected; empty when it is not) and
+    `ejection_seconds` are gauges, the rest is cumulative (an increase in a `Window`).
     """
 
     busy_seconds: float = 0.0
@@ -74,6 +77,9 @@ class AddressCounters:
     rate: float = 1.0
     error_ratio: float = 0.0
     down: bool = False
+    ejections: int = 0
+    ejection: str = ""
+    ejection_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -177,7 +177,8 @@ def upstreams(weights: Weights | None, estimates: Estimates) -> dict[str, dict[s
 def servers(snapshots: Sequence[Snapshot]) -> dict[str, dict[str, Any]]:
     """By address what the balancers' last reports say of it: "in_flight" (their sum, over all
     upstreams), "rate" (their mean) and "error_ratio" (their worst), None where nobody says, and
-    "down": how many of them send it nothing."""
+    "down": how many of them send it nothing, "ejected": how many have it ejected, "ejection": why
+    the first of these has, and "ejection_seconds": until when at most."""
     found: dict[str, dict[str, Any]] = {}
     rates: dict[str, list[float]] = {}
     for snapshot in snapshots:
@@ -190,13 +191,24 @@ def servers(snapshots: Sequence[Snapshot]) -> dict[str, dict[str, Any]]:
             rates.setdefault(address, []).append(counters.rate)
             server["error_ratio"] = max(server["error_ratio"] or 0.0, counters.error_ratio)
             server["down"] += counters.down
+            server["ejected"] += bool(counters.ejection)
+            server["ejection"] = server["ejection"] or counters.ejection
+            server["ejection_seconds"] = max(server["ejection_seconds"], counters.ejection_seconds)
     for address, of in rates.items():
         found[address]["rate"] = sum(of) / len(of)
     return found
 
 
 def _server() -> dict[str, Any]:
-    return {"in_flight": 0.0, "rate": None, "error_ratio": None, "down": 0}
+    return {
+        "in_flight": 0.0,
+        "rate": None,
+        "error_ratio": None,
+        "down": 0,
+        "ejected": 0,
+        "ejection": "",
+        "ejection_seconds": 0.0,
+    }
 
 
 def _slots(estimates: Estimates, address: str) -> dict[str, Any] | None:

@@ -33,6 +33,8 @@ _SUMS: Final = (
     "response_time_seconds",
     "tardy",
     "in_flight_seconds",
+    "retries",
+    "retries_refused",
 )
 _READ: Final = attrgetter(*_SUMS)
 
@@ -64,7 +66,6 @@ class Totals:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._upstreams: dict[str, _Upstream] = {}
-        self._down: dict[str, bool] = {}
         self._ejections: dict[str, int] = {}
 
     def take(self, window: Window, deadlines: Mapping[str, float]) -> None:
@@ -75,14 +76,12 @@ class Totals:
                 for address, counters in peers.items():
                     held.add(address, counters, deadlines.get(name))
             for address, server in window.addresses.items():
-                fell = server.down and not self._down.get(address, False)
-                self._down[address] = server.down
-                self._ejections[address] = self._ejections.get(address, 0) + fell
+                self._ejections[address] = self._ejections.get(address, 0) + server.ejections
 
     def status(self) -> dict[str, Any]:
         """{"upstreams": {name: {"buckets": counts between `BUCKET_BOUNDS_SECONDS`, "responses":
         [1xx … 5xx], "peers": {address: {the sums of `model.PairCounters`, "tardiness"}}}},
-        "ejections": {address: how often every balancer began to send it nothing}}"""
+        "ejections": {address: how often balancers have ejected it}}"""
         keys = (*_SUMS, "tardiness")
         with self._lock:
             return {

@@ -43,7 +43,16 @@ ROUNDING_RATIO: Final = 0.01
 # under two seconds; the windows that this touches say little of either configuration.
 SETTLE_SECONDS: Final = 2.0
 
-_COUNTS: Final = ("requests", "failures", "in_bytes", "out_bytes", "tardy", "unqueued")
+_COUNTS: Final = (
+    "requests",
+    "failures",
+    "in_bytes",
+    "out_bytes",
+    "tardy",
+    "unqueued",
+    "retries",
+    "retries_refused",
+)
 _SECONDS: Final = (
     "response_time_seconds",
     "response_time_squared",
@@ -140,6 +149,7 @@ def _address_increase(before: AddressCounters, after: AddressCounters) -> Addres
         busy_seconds=max(after.busy_seconds - before.busy_seconds, 0.0),
         completions_at=_row_increase(before.completions_at, after.completions_at),
         seconds_at=_row_increase(before.seconds_at, after.seconds_at),
+        ejections=max(after.ejections - before.ejections, 0),
     )
 
 
@@ -276,6 +286,9 @@ def _add_addresses(counters: Sequence[AddressCounters]) -> AddressCounters:
         rate=sum(c.rate * s for c, s in zip(counters, shares, strict=True)),
         error_ratio=sum(c.error_ratio * s for c, s in zip(counters, shares, strict=True)),
         down=all(c.down for c in counters),
+        ejections=sum(c.ejections for c in counters),
+        ejection=next((c.ejection for c in counters if c.ejection), ""),
+        ejection_seconds=max(c.ejection_seconds for c in counters),
     )
 
 
@@ -357,7 +370,12 @@ def accumulate(windows: Sequence[Window]) -> Window:
     addresses = _addresses(windows)
     for address, now in last.addresses.items():
         addresses[address] = replace(
-            addresses[address], rate=now.rate, error_ratio=now.error_ratio, down=now.down
+            addresses[address],
+            rate=now.rate,
+            error_ratio=now.error_ratio,
+            down=now.down,
+            ejection=now.ejection,
+            ejection_seconds=now.ejection_seconds,
         )
     return Window(
         seconds=seconds,

@@ -31,6 +31,8 @@ def status() -> dict[str, Any]:
         "response_time_seconds": 0.5,
         "tardy": 2.0,
         "in_flight_seconds": 0.25,
+        "retries": 4.0,
+        "retries_refused": 1.0,
         "tardiness": 3.5,
     }
     control = {"weight": 1.5, "affinity": 0.5, "rate": 2.0, "slots": 4.0, "drain": False}
@@ -47,7 +49,8 @@ def status() -> dict[str, Any]:
         "events": dict.fromkeys(KINDS, 2),
         "guard": {"shadow": True, "pins": [["u", PEERS[0], 1.5]]},
         "servers": {
-            a: {"rate": 1.9, "error_ratio": 0.01, "down": 1, "in_flight": 2} for a in PEERS
+            a: {"rate": 1.9, "error_ratio": 0.01, "down": 1, "ejected": 1, "in_flight": 2}
+            for a in PEERS
         },
         "upstreams": {
             "u": {
@@ -115,6 +118,9 @@ def test_values_are_those_of_the_status() -> None:
     assert samples["trimtab_peer_rate_ratio", one] == 2.0
     assert samples["trimtab_peer_down", one] == 1
     assert samples["trimtab_ejections_total", one] == 2
+    assert samples["trimtab_peer_ejected", one] == 1
+    assert samples["trimtab_retries_total", one, "u"] == 4
+    assert samples["trimtab_retries_refused_total", one, "u"] == 1
     assert samples["trimtab_profile_info", "fast"] == 1
     assert samples["trimtab_profile_info", "neutral"] == 0
     assert samples["trimtab_generation_age_seconds",] == 10.0

@@ -9,7 +9,7 @@ from trimtab.traffic import History, Totals
 BUCKETS = (4, *[0] * (len(BUCKET_BOUNDS_SECONDS) - 1), 1)
 
 
-def window(*, seconds: float = 1.0, requests: int = 5, down: bool = False) -> Window:
+def window(*, seconds: float = 1.0, requests: int = 5, ejections: int = 0) -> Window:
     """One class at two peers, `requests` at each, 1 of tardiness at each."""
     pair = PairCounters(
         requests=requests,
@@ -22,7 +22,7 @@ def window(*, seconds: float = 1.0, requests: int = 5, down: bool = False) -> Wi
     return Window(
         seconds=seconds,
         pairs={"u": {"a:1": pair, "b:1": pair}},
-        addresses={"a:1": AddressCounters(down=down), "b:1": AddressCounters()},
+        addresses={"a:1": AddressCounters(ejections=ejections), "b:1": AddressCounters()},
     )
 
 
@@ -51,12 +51,12 @@ def test_rows_that_are_not_known_and_idle_peers_change_no_sum() -> None:
     assert set(upstream["peers"]["c:1"].values()) == {0.0}
 
 
-def test_an_ejection_is_counted_when_it_begins() -> None:
-    """A server that goes down, stays so, returns and goes down again was ejected twice."""
+def test_ejections_add_up() -> None:
+    """A server that was ejected once in one window and twice in another was so three times."""
     totals = Totals()
-    for down in (False, True, True, False, True):
-        totals.take(window(down=down), {})
-    assert totals.status()["ejections"] == {"a:1": 2, "b:1": 0}
+    for ejections in (0, 1, 0, 2):
+        totals.take(window(ejections=ejections), {})
+    assert totals.status()["ejections"] == {"a:1": 3, "b:1": 0}
 
 
 def test_history_has_a_point_each_two_seconds() -> None:

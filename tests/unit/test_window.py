@@ -215,6 +215,21 @@ def test_level_seconds_that_step_back_are_no_reset() -> None:
     assert found.addresses["a"].completions_at == (0,) * CONCURRENCY_LEVELS
 
 
+def test_ejections_of_a_window_are_those_in_it() -> None:
+    """The count is the increase, the reason that of the end; a smaller count is a restart."""
+
+    def at(clock: float, of: AddressCounters) -> Snapshot:
+        return Snapshot(instance="i", start=1, clock_seconds=clock, pairs={}, addresses={"a": of})
+
+    four = AddressCounters(ejections=4, ejection="stall", ejection_seconds=2.0)
+    found = window(at(0, four), at(1, replace(four, ejections=6, ejection="errors")))
+    back = window(at(0, four), at(1, AddressCounters(ejections=1)))
+    assert found is not None
+    assert back is not None
+    assert (found.addresses["a"].ejections, found.addresses["a"].ejection) == (2, "errors")
+    assert back.addresses["a"].ejections == 0
+
+
 def test_new_peer_counts_whole_and_a_removed_one_not_at_all() -> None:
     """What only the later snapshot has is new; what only the earlier has is gone."""
     found = window(snapshot(0.0, old=pair(100)), snapshot(1.0, new=pair(7)))
@@ -287,14 +302,23 @@ def test_merge_sums_balancers() -> None:
     one = Window(
         seconds=1.0,
         pairs={"c": {"a": pair(10, in_flight=1.0)}},
-        addresses={"a": AddressCounters(busy_seconds=1.0, rate=2.0, down=True)},
+        addresses={
+            "a": AddressCounters(
+                busy_seconds=1.0,
+                rate=2.0,
+                down=True,
+                ejections=2,
+                ejection="stall",
+                ejection_seconds=0.5,
+            )
+        },
         waiting={"c": 2.0},
         connections=Connections(active=3),
     )
     two = Window(
         seconds=1.2,
         pairs={"c": {"a": pair(20, in_flight=3.0), "b": pair(1)}, "d": {"a": pair(2)}},
-        addresses={"a": AddressCounters(busy_seconds=3.0, rate=4.0)},
+        addresses={"a": AddressCounters(busy_seconds=3.0, rate=4.0, ejections=1)},
         waiting={"c": 1.0},
         connections=Connections(active=4),
     )
@@ -308,6 +332,8 @@ def test_merge_sums_balancers() -> None:
     assert whole.addresses["a"].busy_seconds == 4.0
     assert whole.addresses["a"].rate == pytest.approx(3.5)
     assert not whole.addresses["a"].down
+    assert whole.addresses["a"].ejections == 3
+    assert (whole.addresses["a"].ejection, whole.addresses["a"].ejection_seconds) == ("stall", 0.5)
     assert whole.waiting == {"c": 3.0}
     assert whole.connections.active == 7
     with pytest.raises(ValueError, match="no window"):

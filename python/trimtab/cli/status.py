@@ -79,7 +79,12 @@ def render(status: Mapping[str, Any], *, colour: bool = False) -> str:
     parts = ["\n".join(_head(status, paint))]
     window = status.get("window", {})
     pins = {(name, address) for name, address, _ in status.get("guard", {}).get("pins", ())}
-    down = {a for a, server in status.get("servers", {}).items() if server.get("down")}
+    # Why balancers send it nothing, in the place of its weight.
+    down = {
+        a: str(server.get("ejection") or "down")
+        for a, server in status.get("servers", {}).items()
+        if server.get("down")
+    }
     for name, upstream in status["upstreams"].items():
         pinned = {address for of, address in pins if of == name}
         lines = _upstream(name, upstream, window.get(name, {}), paint, pinned, down)
@@ -131,10 +136,10 @@ def _upstream(
     recent: Mapping[str, Any],
     paint: _Paint,
     pinned: Set[str],
-    down: Set[str],
+    down: Mapping[str, str],
 ) -> Iterator[str]:
     """`upstream` is the control in force, `recent` what its requests met lately; `pinned` are the
-    peers whose weight the operator fixed here, `down` those that a balancer sends nothing to."""
+    peers whose weight the operator fixed here, `down` says why a balancer sends nothing to some."""
     deadline = upstream.get("deadline_seconds")
     yield paint.bold(name)
     yield (
@@ -161,7 +166,7 @@ def _upstream(
         rows.append(
             [
                 _cut(address, ADDRESS_COLUMNS),
-                "drain" if drained else "down" if address in down else weight,
+                "drain" if drained else down.get(address, weight),
                 _number(peer.get("affinity")),
                 _number(peer.get("rate")),
                 _number(peer.get("slots"), 0),

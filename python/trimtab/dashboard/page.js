@@ -172,7 +172,7 @@ function servers() {
     for (const [address, pair] of entries(c.peers)) {
       if (!rows.has(address)) {
         const report = now.servers?.[address] || {};
-        rows.set(address, { address, rate: pair.r, slots: pair.k, drained: pair.d, down: report.down || 0,
+        rows.set(address, { address, rate: pair.r, slots: pair.k, drained: pair.d, down: report.down || 0, ejection: report.ejection || "",
           errors: report.error_ratio ?? null, in_flight: null, pairs: {} });
       }
       const row = rows.get(address);
@@ -243,9 +243,9 @@ function drawServers() {
     line.className = row.down && !row.drained ? "down" : row.drained ? "drained" : row.in_flight === null ? "silent" : "";
     const [first, rate, flight, errors] = line.children;
     say(first.children[1], row.address);
-    const tag = row.drained ? "drained" : row.down ? "down" : "";
+    const tag = row.drained ? "drained" : row.ejection ? `ejected: ${row.ejection}` : row.down ? "down" : "";
     say(first.children[2], tag);
-    first.children[2].className = tag === "down" ? "tag bad" : tag ? "tag" : "";
+    first.children[2].className = tag && !row.drained ? "tag bad" : tag ? "tag" : "";
     say(rate, number(row.rate, 2));
     say(flight, `${number(row.in_flight, 1)}${row.slots ? ` / ${number(row.slots, 0)}` : ""}`);
     flight.className = row.slots && row.in_flight > row.slots ? "warn-text" : "";
@@ -324,7 +324,7 @@ function drawDialog() {
   if (!open) return;
   const row = servers().find(r => r.address === open);
   if (!row) return;
-  say($("peer-facts"), `${row.drained ? "drained" : row.down ? "down" : "in use"} · rate ${number(row.rate, 2)} · ${number(row.in_flight)} in flight${row.slots ? ` of ${row.slots} slots` : ", slots unknown"}`);
+  say($("peer-facts"), `${row.drained ? "drained" : row.ejection ? `ejected for ${row.ejection}` : row.down ? "down" : "in use"} · rate ${number(row.rate, 2)} · ${number(row.in_flight)} in flight${row.slots ? ` of ${row.slots} slots` : ", slots unknown"}`);
   say($("drain"), row.drained ? "Undrain" : "Drain");
   $("drain").className = row.drained ? "" : "quiet";
   const pair = row.pairs[$("pin-class").value];

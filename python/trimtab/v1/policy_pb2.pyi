@@ -108,7 +108,7 @@ class UpstreamStats(_message.Message):
     def __init__(self, upstream: _Optional[str] = ..., waiting: _Optional[int] = ..., peers: _Optional[_Iterable[_Union[PeerStats, _Mapping]]] = ...) -> None: ...
 
 class PeerStats(_message.Message):
-    __slots__ = ("address", "in_flight", "requests", "responses", "failures", "in_bytes", "out_bytes", "response_time_seconds", "response_time_squared", "tardiness", "tardy", "unqueued", "unqueued_seconds", "unqueued_squared", "response_time_buckets", "in_flight_seconds")
+    __slots__ = ("address", "in_flight", "requests", "responses", "failures", "in_bytes", "out_bytes", "response_time_seconds", "response_time_squared", "tardiness", "tardy", "unqueued", "unqueued_seconds", "unqueued_squared", "response_time_buckets", "in_flight_seconds", "retries", "retries_refused")
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
     REQUESTS_FIELD_NUMBER: _ClassVar[int]
@@ -125,6 +125,8 @@ class PeerStats(_message.Message):
     UNQUEUED_SQUARED_FIELD_NUMBER: _ClassVar[int]
     RESPONSE_TIME_BUCKETS_FIELD_NUMBER: _ClassVar[int]
     IN_FLIGHT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    RETRIES_FIELD_NUMBER: _ClassVar[int]
+    RETRIES_REFUSED_FIELD_NUMBER: _ClassVar[int]
     address: str
     in_flight: int
     requests: int
@@ -141,10 +143,12 @@ class PeerStats(_message.Message):
     unqueued_squared: float
     response_time_buckets: _containers.RepeatedScalarFieldContainer[int]
     in_flight_seconds: float
-    def __init__(self, address: _Optional[str] = ..., in_flight: _Optional[int] = ..., requests: _Optional[int] = ..., responses: _Optional[_Iterable[int]] = ..., failures: _Optional[int] = ..., in_bytes: _Optional[int] = ..., out_bytes: _Optional[int] = ..., response_time_seconds: _Optional[float] = ..., response_time_squared: _Optional[float] = ..., tardiness: _Optional[float] = ..., tardy: _Optional[int] = ..., unqueued: _Optional[int] = ..., unqueued_seconds: _Optional[float] = ..., unqueued_squared: _Optional[float] = ..., response_time_buckets: _Optional[_Iterable[int]] = ..., in_flight_seconds: _Optional[float] = ...) -> None: ...
+    retries: int
+    retries_refused: int
+    def __init__(self, address: _Optional[str] = ..., in_flight: _Optional[int] = ..., requests: _Optional[int] = ..., responses: _Optional[_Iterable[int]] = ..., failures: _Optional[int] = ..., in_bytes: _Optional[int] = ..., out_bytes: _Optional[int] = ..., response_time_seconds: _Optional[float] = ..., response_time_squared: _Optional[float] = ..., tardiness: _Optional[float] = ..., tardy: _Optional[int] = ..., unqueued: _Optional[int] = ..., unqueued_seconds: _Optional[float] = ..., unqueued_squared: _Optional[float] = ..., response_time_buckets: _Optional[_Iterable[int]] = ..., in_flight_seconds: _Optional[float] = ..., retries: _Optional[int] = ..., retries_refused: _Optional[int] = ...) -> None: ...
 
 class AddressStats(_message.Message):
-    __slots__ = ("address", "busy_seconds", "completions_at", "seconds_at", "rate", "error_ratio", "down")
+    __slots__ = ("address", "busy_seconds", "completions_at", "seconds_at", "rate", "error_ratio", "down", "ejections", "ejection", "ejection_seconds")
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     BUSY_SECONDS_FIELD_NUMBER: _ClassVar[int]
     COMPLETIONS_AT_FIELD_NUMBER: _ClassVar[int]
@@ -152,6 +156,9 @@ class AddressStats(_message.Message):
     RATE_FIELD_NUMBER: _ClassVar[int]
     ERROR_RATIO_FIELD_NUMBER: _ClassVar[int]
     DOWN_FIELD_NUMBER: _ClassVar[int]
+    EJECTIONS_FIELD_NUMBER: _ClassVar[int]
+    EJECTION_FIELD_NUMBER: _ClassVar[int]
+    EJECTION_SECONDS_FIELD_NUMBER: _ClassVar[int]
     address: str
     busy_seconds: float
     completions_at: _containers.RepeatedScalarFieldContainer[int]
@@ -159,7 +166,10 @@ class AddressStats(_message.Message):
     rate: float
     error_ratio: float
     down: bool
-    def __init__(self, address: _Optional[str] = ..., busy_seconds: _Optional[float] = ..., completions_at: _Optional[_Iterable[int]] = ..., seconds_at: _Optional[_Iterable[float]] = ..., rate: _Optional[float] = ..., error_ratio: _Optional[float] = ..., down: _Optional[bool] = ...) -> None: ...
+    ejections: int
+    ejection: str
+    ejection_seconds: float
+    def __init__(self, address: _Optional[str] = ..., busy_seconds: _Optional[float] = ..., completions_at: _Optional[_Iterable[int]] = ..., seconds_at: _Optional[_Iterable[float]] = ..., rate: _Optional[float] = ..., error_ratio: _Optional[float] = ..., down: _Optional[bool] = ..., ejections: _Optional[int] = ..., ejection: _Optional[str] = ..., ejection_seconds: _Optional[float] = ...) -> None: ...
 
 class ReportStatsResponse(_message.Message):
     __slots__ = ("accepted", "unknown")

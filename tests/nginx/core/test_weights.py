@@ -72,6 +72,29 @@ def test_when_all_are_drained_nginx_answers(
     until(nginx.is_at_rest)
 
 
+def test_reports_tell_ejections_and_retries(
+    nginx: Hooked, group: Peers, server: PolicyServer
+) -> None:
+    """A server that fails is reported as ejected, why and until when, and as down; where its
+    requests went, the retries."""
+    nginx.reload(health={"eject_failures": 1, "eject_seconds": 60, "tries": 2})
+    group[0].fault = "500"
+    asyncio.run(load(nginx.port, ["/a"], concurrency=8, count=80, headers="X-Work: 0.01\r\n"))
+    reports: list[dict[str, Any]] = []
+
+    def shown() -> dict[str, Any]:
+        reports.extend(r["request"] for r in server.set() if r["method"] == "ReportStats")
+        found = {a["address"]: a for a in reports[-1]["addresses"]} if reports else {}
+        return dict(found.get(group[0].address, {}))
+
+    until(lambda: shown().get("ejections", 0) >= 1)
+    failing = shown()
+    assert (failing["ejection"], failing["down"]) == ("failures", True)
+    assert 0 < failing["ejection_seconds"] <= 66
+    pairs = {p["address"]: p for p in reports[-1]["upstreams"][0]["peers"]}
+    assert pairs[group[1].address]["retries"] == pairs[group[0].address]["failures"] >= 1
+
+
 def test_slots_from_the_policy_server_yield_to_configured_ones(
     nginx: Hooked, group: Peers, server: PolicyServer
 ) -> None:

@@ -177,6 +177,8 @@ def report(upstreams: int, peers: int, seed: int = 1) -> dict[str, Any]:
             "unqueued_squared": requests * 0.0001,
             "response_time_buckets": buckets,
             "in_flight_seconds": requests * 0.031,
+            "retries": requests // 100,
+            "retries_refused": requests // 200,
         }
 
     return {
@@ -196,7 +198,10 @@ def report(upstreams: int, peers: int, seed: int = 1) -> dict[str, Any]:
                 "seconds_at": [rng.uniform(0, 9) if n < 6 else 0.0 for n in range(32)],
                 "rate": rng.uniform(0.5, 2),
                 "error_ratio": 0.0,
-                "down": False,
+                "down": address.endswith(".1:8080"),
+                "ejections": rng.randrange(3),
+                "ejection": "stall" if address.endswith(".1:8080") else "",
+                "ejection_seconds": 0.75 if address.endswith(".1:8080") else 0.0,
             }
             for address in addresses
         ],

@@ -158,6 +158,16 @@ def test_the_vts_document_says_what_was_counted(port: int) -> None:
     assert idle["responseMsec"] == 0
 
 
+def test_the_vts_document_says_who_is_ejected_and_why(port: int) -> None:
+    """A peer that is left out is down; one that is ejected but used says why, and is not."""
+    shown = snapshot()
+    busy, idle = shown["upstreams"][0]["peers"]
+    busy |= {"ejected": True, "ejection": "stall"}
+    idle |= {"drain": False, "ejected": False, "ejection": "errors"}
+    peers = make(port, "vts", snapshot=shown)["upstreamZones"]["compose_backend"]
+    assert [(p["down"], p["ejection"]) for p in peers] == [(True, "stall"), (False, "errors")]
+
+
 def test_buckets_are_cumulative_at_whole_milliseconds(port: int) -> None:
     """The bounds are 1, 2, 4 … 65536 ms; each counts all that took no longer."""
     busy = make(port, "vts")["upstreamZones"]["compose_backend"][0]

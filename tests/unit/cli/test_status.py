@@ -185,12 +185,15 @@ def test_what_the_operator_did_is_marked() -> None:
     address = "192.168.100.{}:65535".format
     shown["guard"] = {"shadow": True, "pins": [["compose_backend", address(100), 1.25]]}
     shown["chosen"] = "fast"
-    shown["servers"] = {address(102): {"down": 1}, address(101): {"down": 1}}
+    shown["servers"] = {
+        address(102): {"down": 1, "ejection": "failures"},
+        address(101): {"down": 1},
+    }
     lines = render(shown).splitlines()
     assert "shadow: W stays 1; the profile would be fast" in lines
     assert "* pinned by the operator" in lines
     cells = {line.split()[0]: line.split()[1] for line in lines if line.startswith("192.")}
-    assert cells == {address(100): "1.25*", address(101): "drain", address(102): "down"}
+    assert cells == {address(100): "1.25*", address(101): "drain", address(102): "failures"}
     assert max(map(len, lines)) <= 80
 
 

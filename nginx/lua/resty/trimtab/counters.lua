@@ -263,6 +263,20 @@ function _M.past_try(i, q, seconds, outcome)
 end
 
 
+-- A try in pair q is not the first of its request.
+function _M.retry(q)
+    local pair = own.pairs[q]
+    pair.retries = pair.retries + 1
+end
+
+
+-- A request ended in pair q that the retry budget did not let try again.
+function _M.retry_refused(q)
+    local pair = own.pairs[q]
+    pair.retries_refused = pair.retries_refused + 1
+end
+
+
 function _M.unqueued(q, seconds)
     local pair = own.pairs[q]
     pair.unqueued = pair.unqueued + 1
@@ -333,20 +347,6 @@ end
 function _M.class_unplaced(u)
     local class = own.classes[u]
     class.unplaced = class.unplaced + 1
-end
-
-
--- +1 to the tries that were not a request's first, and to those that the
--- retry budget did not allow.
-function _M.class_retry(u)
-    local class = own.classes[u]
-    class.retries = class.retries + 1
-end
-
-
-function _M.class_retry_refused(u)
-    local class = own.classes[u]
-    class.retries_refused = class.retries_refused + 1
 end
 
 

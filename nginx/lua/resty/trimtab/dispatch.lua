@@ -127,7 +127,6 @@ local function current_record(upstream, now)
     -- "next" is a 403 or 404 that proxy_next_upstream names: an answer.
     end_try(record, now, state == "next" and SUCCESS or FAILURE)
     spend_retry(upstream)
-    counters.class_retry(upstream.index)
     return record
 end
 
@@ -160,6 +159,8 @@ local begin_try = _M.begin_try
 local function bound_tries(record, upstream)
     if record.tries == 1 then
         add_to_budget(upstream)
+    else
+        counters.retry(record.pair)
     end
     local left = upstream.tries - record.tries
     if left > 0 and not may_retry(upstream) then

@@ -77,6 +77,7 @@ typedef struct {
     double response_time_seconds, response_time_squared;
     double tardiness, tardy;
     double unqueued, unqueued_seconds, unqueued_squared;
+    double retries, retries_refused;
     double buckets[36];
 } trimtab_pair;
 
@@ -88,7 +89,6 @@ typedef struct {
 /* One class, by one worker. */
 typedef struct {
     double in_flight, unplaced, unknown, waiting, refused;
-    double retries, retries_refused;
 } trimtab_class;
 
 /* One pick of a class, and what the rule saw of its candidates. */

@@ -157,7 +157,7 @@ local function end_placed(record, request, now, is_final)
     if outcome == FAILURE and record.is_last and RETRIED[status]
        and can_retry(record.upstream)
     then
-        counters.class_retry_refused(record.upstream.index)
+        counters.retry_refused(record.pair)
     end
     local q = record.pair
     end_try(record, now, outcome)

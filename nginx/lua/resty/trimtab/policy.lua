@@ -54,6 +54,8 @@ local PEER_STATS = define({
     { 14, "unqueued_squared", "double" },
     { 15, "response_time_buckets", "uint64", max = BUCKETS },
     { 16, "in_flight_seconds", "double" },
+    { 17, "retries", "uint64" },
+    { 18, "retries_refused", "uint64" },
 })
 
 local UPSTREAM_STATS = define({
@@ -70,6 +72,9 @@ local ADDRESS_STATS = define({
     { 5, "rate", "double" },
     { 6, "error_ratio", "double" },
     { 7, "down", "bool" },
+    { 8, "ejections", "uint64" },
+    { 9, "ejection", "string" },
+    { 10, "ejection_seconds", "double" },
 })
 
 local CONNECTION_STATS = define({

@@ -22,6 +22,7 @@ local SUMS = {
     "in_flight", "requests", "failures", "in_bytes", "out_bytes",
     "response_time_seconds", "response_time_squared", "tardiness", "tardy",
     "unqueued", "unqueued_seconds", "unqueued_squared",
+    "retries", "retries_refused",
 }
 
 local _M = {}
@@ -126,7 +127,6 @@ end
 local function class_sums(rows, u)
     local t = {
         in_flight = 0, unplaced = 0, unknown = 0, waiting = 0, refused = 0,
-        retries = 0, retries_refused = 0,
     }
     for _, row in ipairs(rows) do
         local class = row.classes[u]
@@ -135,9 +135,6 @@ local function class_sums(rows, u)
         t.unknown = t.unknown + tonumber(class.unknown)
         t.waiting = t.waiting + tonumber(class.waiting)
         t.refused = t.refused + tonumber(class.refused)
-        t.retries = t.retries + tonumber(class.retries)
-        t.retries_refused = t.retries_refused
-                            + tonumber(class.retries_refused)
     end
     return t
 end
@@ -155,6 +152,7 @@ end
 
 local function upstream_table(registry, upstream, rows, addresses, now)
     local class = class_sums(rows, upstream.index)
+    class.retries, class.retries_refused = 0, 0
     local peers = {}
     for p = 0, upstream.count - 1 do
         local t = pair_sums(rows, upstream.pair[p], now)
@@ -171,6 +169,8 @@ local function upstream_table(registry, upstream, rows, addresses, now)
         t.ejected = upstream.skip[p] > upstream.drain[p]
         t.ejection = ejection_of(registry.map, i)
         class.in_flight = class.in_flight + t.in_flight
+        class.retries = class.retries + t.retries
+        class.retries_refused = class.retries_refused + t.retries_refused
         peers[p + 1] = t
     end
     return {
@@ -254,6 +254,7 @@ end
 --       in_flight, requests, responses[5], failures, in_bytes, out_bytes,
 --       response_time_seconds, response_time_squared, tardiness, tardy,
 --       unqueued, unqueued_seconds, unqueued_squared,
+--       retries, retries_refused,
 --       response_time_buckets[36], in_flight_seconds,     -- as PeerStats
 --       configured_weight = 1,
 --       static_weight = 1,            -- the same, mean 1 in the upstream
