@@ -214,6 +214,19 @@ _STARTER: Final = """\
 # The token for pins and drains: a file, or the name of an environment variable.
 # token_file = "/etc/trimtab/token"
 # token_variable = "TRIMTAB_TOKEN"
+# The token that balancers show, TLS and mutual TLS for them (docs/security.md).
+# balancer_token_file = "/etc/trimtab/balancer-token"
+# tls_certificate = "/etc/trimtab/server.pem"
+# tls_key = "/etc/trimtab/server.key"
+# tls_client_ca = "/etc/trimtab/balancers.pem"
+# plaintext_beyond_loopback = false
+# Limits of gRPC, and the format of the log: "text" or "json".
+# reflection = false
+# max_message_bytes = 8388608
+# max_streams = 128
+# keepalive_seconds = 60
+# max_connection_age_seconds = 3600
+# log_format = "text"
 
 [nginx]
 # "lua": an nginx with the Lua module, rendered by Trimtab. "stock": any nginx with
@@ -226,6 +239,11 @@ _STARTER: Final = """\
 # binary = "nginx"
 # Its name in reports; the host's when absent.
 # instance = "edge-1"
+# For a policy server with TLS: its authority and name, and with mutual TLS what nginx shows.
+# policy_ca = "/etc/trimtab/ca.pem"
+# policy_name = "localhost"
+# policy_certificate = "/etc/trimtab/nginx.pem"
+# policy_key = "/etc/trimtab/nginx.key"
 
 [stock]
 # Read in stock mode only. Statistics; those of internal_listen when absent.

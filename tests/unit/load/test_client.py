@@ -148,8 +148,8 @@ def test_a_late_generator_does_not_rebase() -> None:
         assert stalled.sum() > 30
         assert (lag[stalled] >= 0.549 - records.intended[stalled]).all()
         assert (records.response_seconds[stalled] >= lag[stalled]).all()
-        # A re-based clock would leave all that follows 0.25 s late.
-        assert np.median(lag[records.intended > 0.8]) < 0.1
+        # A re-based clock would leave all that follows at least 0.25 s late.
+        assert lag[records.intended > 0.6].min() < 0.2
         assert not Result.of(
             schedule, records, url="", started_at=0, processes=1, sent=np.ones(200, dtype=bool)
         ).valid
