@@ -223,6 +223,10 @@ class Upstream:
     deadline_seconds: float | None = key(number(0.0001, 86400), default=None)
     # proxy_read_timeout and proxy_send_timeout.
     timeout_seconds: float = key(number(0.05, 86400), default=60.0)
+    # In lua mode: a server that is silent for so long is given up for this request and another one
+    # is tried, where one more try is allowed. By default timeout_seconds. It also bounds the time
+    # between two parts of an answer, so it is not for classes that stream (docs/health.md).
+    try_timeout_seconds: float | None = key(number(0.001, 86400), default=None)
     # Whether POST and the like may be tried again on another server (nginx's non_idempotent).
     retry_non_idempotent: bool = key(boolean, default=False)
     # Whether requests wait in nginx until a server has room for them: where that is better, always

@@ -216,6 +216,8 @@ def _hook_json(config: Config, balance: bool) -> str:
             entry["max_wait_seconds"] = upstream.max_wait_seconds
         entry |= {name: getattr(upstream, name) for name in _HEALTH}
         entry["tries"] = min(len(upstream.peers), _TRIES)
+        if upstream.try_timeout_seconds is not None:
+            entry["try_timeout_seconds"] = upstream.try_timeout_seconds
         entry["peers"] = [
             {"address": p.address, **({"slots": p.slots} if p.slots else {}), "weight": p.weight}
             for p in upstream.peers

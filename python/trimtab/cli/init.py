@@ -289,6 +289,8 @@ priority = 1
 # The response time to stay under; learned when absent.
 # deadline_seconds = 0.150
 # timeout_seconds = 60
+# Lua mode: when another server is tried; not for answers that stream (timeout_seconds when absent).
+# try_timeout_seconds = 1
 # Whether POST and the like may be tried again on another server.
 # retry_non_idempotent = false
 # Lua mode: whether requests wait in nginx until a server has room ("auto": where that is better),

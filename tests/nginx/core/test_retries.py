@@ -63,6 +63,33 @@ def test_the_minimum_comes_back_with_time(tmp_path: Path) -> None:
         )
 
 
+def test_a_silent_server_is_given_up_early_where_the_class_wants_that(tmp_path: Path) -> None:
+    """With a try timeout a GET gets its answer from the next server, a POST and a last try have
+    all the time that there is."""
+    with (
+        peers(Peer(), Peer()) as group,
+        hooked(
+            tmp_path,
+            {"a": [{"address": a} for a in group.addresses]},
+            extra="proxy_read_timeout 20s; proxy_next_upstream error timeout;",
+            health=BUDGET
+            | {
+                "tries": 2,
+                "try_timeout_seconds": 0.1,
+                "timeout_seconds": 20,
+                "retry_non_idempotent": False,
+            },
+        ) as nginx,
+    ):
+        # Each of the two is given 0.3 s of work: the first is given up, the last is not.
+        assert nginx.get("/a", X_Work="0.3")[0] == 200
+        assert [p.seen for p in group] == [1, 1]
+        assert nginx.get("/a", method="POST", X_Work="0.3")[0] == 200
+        assert sum(p.seen for p in group) == 3
+        until(nginx.is_at_rest)
+        assert sum(p["failures"] for p in nginx.pairs("a").values()) == 1
+
+
 def test_held_requests_have_the_same_budget(tmp_path: Path) -> None:
     """A request that late binding has placed is not tried again beyond the budget either."""
     with (

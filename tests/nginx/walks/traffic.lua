@@ -236,6 +236,7 @@ local function settings_of(servers, classes)
             eject_max_seconds = 60, eject_max_ratio = 0.5,
             slow_start_seconds = 1, retry_non_idempotent = false,
             retry_ratio = 0.2, retries_per_second = 10, tries = 3,
+            try_timeout_seconds = 0,
         }
     end
     return { balance = true, upstreams = upstreams, interval_seconds = 1,

@@ -13,6 +13,7 @@ local rule = require("resty.trimtab.rule")
 local weights = require("resty.trimtab.weights")
 
 local began = ejection.began
+local can_retry = ejection.can_retry
 local clock = libc.monotonic
 local end_try = passes.end_try
 local enter = passes.enter
@@ -31,6 +32,7 @@ local off = require("jit").off
 local probe = ejection.probe
 local set_current_peer = ngx_balancer.set_current_peer
 local set_more_tries = ngx_balancer.set_more_tries
+local set_timeouts = ngx_balancer.set_timeouts
 local release = passes.release
 local sample = picks.sample
 local tonumber = tonumber
@@ -153,6 +155,20 @@ end
 local begin_try = _M.begin_try
 
 
+-- Has nginx give a try up early where another one is to follow, and the class
+-- wants that; the last one has all the time that there is.
+local function time_try(record, upstream, has_more)
+    local seconds = upstream.try_timeout_seconds
+    if seconds > 0 and has_more and can_retry(upstream) then
+        record.is_hasty = true
+        set_timeouts(nil, nil, seconds)
+    elseif record.is_hasty then
+        record.is_hasty = false
+        set_timeouts(nil, nil, upstream.timeout_seconds)
+    end
+end
+
+
 -- Has nginx take this try for the last where the class has used up its
 -- retries, so that its answer goes through. `tries` is what nginx began with:
 -- as many as the configuration allows, or as there are peers.
@@ -166,6 +182,9 @@ local function bound_tries(record, upstream)
     if left > 0 and not may_retry(upstream) then
         record.is_last = true
         set_more_tries(-left)
+    end
+    if upstream.try_timeout_seconds > 0 then
+        time_try(record, upstream, left > 0 and not record.is_last)
     end
 end
 

@@ -86,6 +86,7 @@ local function begin_pass(record, upstream, now)
     record.tries = 0
     record.is_bound = false
     record.is_last = false
+    record.is_hasty = false
     record.is_probe = false
     record.is_fallback = false
     record.is_counted = false

@@ -61,6 +61,8 @@ local function new_upstream(map, settings)
         retry_ratio = settings.retry_ratio,
         retries_per_second = settings.retries_per_second,
         tries = settings.tries,
+        timeout_seconds = settings.timeout_seconds,
+        try_timeout_seconds = settings.try_timeout_seconds,
         is_holding = false,
         probe_at = math.huge,
         static_deadline = settings.deadline_seconds or 0,

@@ -76,6 +76,7 @@ local function new_record()
         claim_work = 0,
         semaphore = false,   -- to wake it
         is_last = false,     -- nginx was told to try it no more after this
+        is_hasty = false,    -- nginx was told of the class's try timeout
         is_probe = false,    -- the try under way tries an ejected server
         is_fallback = false, -- nginx's own balancer places this pass
         is_armed = false,    -- nginx will raise the flag

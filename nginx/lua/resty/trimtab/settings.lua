@@ -11,7 +11,8 @@
 -- deadline_seconds and slots are absent (or null) when unknown, and what
 -- concerns waiting has defaults: hold "auto", max_waiting 10000, and
 -- max_wait_seconds that of timeout_seconds, 60. So has what concerns health
--- (see HEALTH below) and retries: retry_non_idempotent false. What is wrong
+-- (see HEALTH below) and retries: retry_non_idempotent false, and
+-- try_timeout_seconds, absent, that of timeout_seconds. What is wrong
 -- raises an error that nginx prints before it refuses to start, or to reload.
 local cjson = require("cjson.safe")
 
@@ -168,6 +169,10 @@ local function read_upstream(path, value)
     return read_health(path, value, {
         name = upstream,
         hold = hold,
+        timeout_seconds = timeout,
+        try_timeout_seconds = optional(path, value.try_timeout_seconds, 0.001,
+                                       86400, "try_timeout_seconds of "
+                                              .. upstream) or 0,
         max_waiting = optional(path, value.max_waiting, 0, 1e6,
                                "max_waiting of " .. upstream)
                       or MAX_WAITING,

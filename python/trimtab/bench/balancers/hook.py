@@ -3,7 +3,7 @@
 import re
 import sys
 import urllib.request
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -56,8 +56,9 @@ class Hook:
     """One mode of Trimtab.
 
     `slots`: the servers' slots are given. `hold`: whether requests wait in nginx until a server has
-    room, as in the configuration. `advised`: a policy server runs beside, without
-    learning: it sends the estimates, so that a scenario's first seconds matter less.
+    room, as in the configuration. `try_deadlines`: try_timeout_seconds in deadlines. `advised`: a
+    policy server runs beside, without learning: it sends the estimates, so that a scenario's first
+    seconds matter less.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Hook:
     slots: bool = True
     advised: bool = True
     hold: str = "auto"
+    try_deadlines: float | None = None
     hint: str = ""
 
     def missing(self) -> str:
@@ -78,6 +80,8 @@ class Hook:
     def start(self, site: Site) -> Running:
         """Start the policy server, if any, then nginx."""
         config = site.config(slots=self.slots, hold=self.hold)
+        if self.try_deadlines is not None:
+            config = _hasty(config, self.try_deadlines)
         site.directory.mkdir(parents=True, exist_ok=True)
         policy = _serve(site, config) if self.advised else None
         process = NginxProcess.rendered(site.directory, config)
@@ -88,6 +92,17 @@ class Hook:
             running.stop()
             raise
         return running
+
+
+def _hasty(config: Config, deadlines: float) -> Config:
+    """The same, with a try timeout for each class that has a deadline."""
+    return replace(
+        config,
+        upstreams=tuple(
+            replace(u, try_timeout_seconds=u.deadline_seconds and u.deadline_seconds * deadlines)
+            for u in config.upstreams
+        ),
+    )
 
 
 def _serve(site: Site, config: Config) -> Child:

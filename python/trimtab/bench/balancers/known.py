@@ -63,6 +63,12 @@ BALANCERS: Final[tuple[Balancer, ...]] = (
         hint="slots",
     ),
     Hook(name="trimtab-hold", label="Trimtab, hold = on", hold="on", hint="slots"),
+    Hook(
+        name="trimtab-hasty",
+        label="Trimtab, hold = auto, tries given up after 3 deadlines",
+        try_deadlines=3.0,
+        hint="slots",
+    ),
     Hook(name="trimtab-unknown", label="Trimtab, nothing given", slots=False),
     Hook(
         name="trimtab-alone",
