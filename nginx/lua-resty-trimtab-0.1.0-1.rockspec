@@ -28,6 +28,7 @@ build = {
    type = "builtin",
    modules = {
       ["resty.trimtab.board"] = "nginx/lua/resty/trimtab/board.lua",
+      ["resty.trimtab.checks"] = "nginx/lua/resty/trimtab/checks.lua",
       ["resty.trimtab.claims"] = "nginx/lua/resty/trimtab/claims.lua",
       ["resty.trimtab.counters"] = "nginx/lua/resty/trimtab/counters.lua",
       ["resty.trimtab.dispatch"] = "nginx/lua/resty/trimtab/dispatch.lua",

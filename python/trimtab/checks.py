@@ -14,6 +14,7 @@ from trimtab.tables import MAX_NAME_BYTES, integer
 
 __all__ = [
     "BINARY",
+    "CHECK_PATH",
     "DNS_NAME",
     "LOCATION",
     "NAME",
@@ -31,6 +32,7 @@ __all__ = [
 ]
 
 NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*\Z")
+CHECK_PATH: Final = re.compile(r"/[A-Za-z0-9_.~%/+:@,=?&-]*\Z")
 LOCATION: Final = re.compile(r"/[A-Za-z0-9_.~%/+:@,=-]*\Z")
 _HOST: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,62}\.?)*\Z")
 _UNIX: Final = re.compile(r"unix:(/[A-Za-z0-9_.,+@=-]+)+\Z")

@@ -250,6 +250,17 @@ class Upstream:
     eject_max_ratio: float = key(number(0, 1), default=0.5)
     # A server that is new, or back, gets its whole weight only after so long (0: at once).
     slow_start_seconds: float = key(number(0, 86400), default=0.0)
+    # A path that every server is asked for from time to time, beside the traffic; one that does not
+    # answer with a status below 400 is ejected. Without it nobody is asked.
+    check_path: str | None = key(
+        matching(checks.CHECK_PATH, 'a path, as "/healthz", without spaces, quotes or ";"'),
+        default=None,
+    )
+    # How often, how long an answer may take, and how many in a row eject a server or bring it back.
+    check_interval_seconds: float = key(number(0.1, 86400), default=2.0)
+    check_timeout_seconds: float = key(number(0.01, 3600), default=1.0)
+    check_failures: int = key(integer(1, 1000), default=3)
+    check_successes: int = key(integer(1, 1000), default=2)
     # Of the requests this share may be tried on another server, and so many a second beyond it;
     # when these are used up the first answer goes through.
     retry_ratio: float = key(number(0, 1), default=0.2)

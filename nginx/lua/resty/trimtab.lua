@@ -19,6 +19,7 @@
 -- lua_code_cache on, which it is by default.
 local base = require("resty.core.base")
 local board = require("resty.trimtab.board")
+local checks = require("resty.trimtab.checks")
 local counters = require("resty.trimtab.counters")
 local dispatch = require("resty.trimtab.dispatch")
 local ejection = require("resty.trimtab.ejection")
@@ -295,6 +296,13 @@ local function talk(premature)
 end
 
 
+local function check(premature)
+    if not premature then
+        checks.tick()
+    end
+end
+
+
 local function start_timer(make, seconds, callback)
     local ok, err = make(seconds, callback)
     if not ok then
@@ -330,6 +338,10 @@ function _M.init_worker()
     is_ready = true
     start_timer(every, MAINTENANCE_SECONDS, maintain)
     start_timer(every, registry.settings.interval_seconds, talk)
+    local check_seconds = checks.open(registry)
+    if check_seconds then
+        start_timer(every, check_seconds, check)
+    end
     if registry.settings.balance then
         local ok, err = holding.listen(pid)
         if not ok then

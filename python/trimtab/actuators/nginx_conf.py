@@ -75,6 +75,10 @@ _HEALTH: Final = (
     "eject_max_seconds",
     "eject_max_ratio",
     "slow_start_seconds",
+    "check_interval_seconds",
+    "check_timeout_seconds",
+    "check_failures",
+    "check_successes",
     "retry_ratio",
     "retries_per_second",
     "retry_non_idempotent",
@@ -216,8 +220,9 @@ def _hook_json(config: Config, balance: bool) -> str:
             entry["max_wait_seconds"] = upstream.max_wait_seconds
         entry |= {name: getattr(upstream, name) for name in _HEALTH}
         entry["tries"] = min(len(upstream.peers), _TRIES)
-        if upstream.try_timeout_seconds is not None:
-            entry["try_timeout_seconds"] = upstream.try_timeout_seconds
+        for name in ("try_timeout_seconds", "check_path"):
+            if (value := getattr(upstream, name)) is not None:
+                entry[name] = value
         entry["peers"] = [
             {"address": p.address, **({"slots": p.slots} if p.slots else {}), "weight": p.weight}
             for p in upstream.peers

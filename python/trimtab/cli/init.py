@@ -306,6 +306,12 @@ priority = 1
 # eject_max_seconds = 60
 # eject_max_ratio = 0.5
 # slow_start_seconds = 0
+# Lua mode: a path that every server is asked for beside the traffic; nobody is when absent.
+# check_path = "/healthz"
+# check_interval_seconds = 2
+# check_timeout_seconds = 1
+# check_failures = 3
+# check_successes = 2
 # The share of requests that may be tried again, and so many a second beyond it.
 # retry_ratio = 0.2
 # retries_per_second = 10

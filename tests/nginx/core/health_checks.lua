@@ -48,7 +48,11 @@ for c, call in ipairs(request) do
         end
     end
     local answer
-    if name == "fill" then
+    if name == "check" then
+        local run, verdict = require("resty.trimtab.checks").count(
+            unpack(call))
+        answer = { run, verdict == nil and 0 or verdict and 1 or -1 }
+    elseif name == "fill" then
         answer = fill(unpack(call))
     else
         answer = health_of[name](unpack(call))

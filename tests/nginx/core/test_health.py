@@ -253,6 +253,64 @@ def test_a_server_is_ejected_for_its_error_ratio(tmp_path: Path) -> None:
         until(lambda: bool(run(nginx, 0.1)) and "(errors)" in nginx.log, 5)
 
 
+@pytest.mark.parametrize(
+    ("results", "verdicts"),
+    [
+        ("--", [None, False]),
+        ("-+-", [None, None, None]),
+        ("--+-++", [None, False, None, None, None, True]),
+    ],
+)
+def test_checks_count_in_a_row(
+    play: Callable[..., list[Any]], results: str, verdicts: list[bool | None]
+) -> None:
+    """Two failures in a row eject and two successes bring back; one between them counts anew."""
+    run: float = 0
+    found = []
+    for result in results:
+        ((run, verdict),) = (a for a, _ in play(["check", run, result == "+", 2, 2]))
+        found.append({-1: False, 0: None, 1: True}[verdict])
+    assert found == verdicts
+
+
+@pytest.mark.parametrize("fault", ["503", "close", "hang"])
+def test_a_server_that_fails_its_checks_is_ejected_without_traffic(
+    tmp_path: Path, fault: str
+) -> None:
+    """Nobody sends a request, and a server that answers its checks with errors, nothing, or not in
+    time is ejected; no request tries it; when it succeeds again it is back."""
+    with (
+        peers(Peer(), Peer()) as group,
+        hooked(
+            tmp_path,
+            {"a": known(group), "b": known(group)},
+            workers=2,
+            health={
+                "check_path": "/healthz?full=1",
+                "check_interval_seconds": 0.1,
+                "check_timeout_seconds": 0.1,
+                "check_failures": 2,
+            },
+        ) as nginx,
+    ):
+        until(lambda: all(p.seen >= 2 for p in group))
+        assert not any(a["down"] for a in nginx.snapshot()["addresses"])
+        group[1].fault = fault
+        until(lambda: address(nginx, group[1]).get("ejection") == "check")
+        assert "ejection_seconds" not in address(nginx, group[1])
+        assert nginx.pairs("a")[group[1].address]["ejected"]
+        got = run(nginx, 0.2)
+        assert got.peers.keys() == {group[0].address}
+        assert nginx.pairs("a")[group[1].address]["requests"] == 0
+        group[1].fault = ""
+        until(lambda: not address(nginx, group[1])["down"])
+        group[1].fault = fault
+        until(lambda: address(nginx, group[1])["down"])
+        # Without checks nobody could bring it back.
+        nginx.reload(health={})
+        until(lambda: not address(nginx, group[1])["down"])
+
+
 def test_when_all_are_ejected_all_are_used(tmp_path: Path) -> None:
     """Both servers fail, one after the other, with a cap of 1: each of them still gets requests."""
     with (

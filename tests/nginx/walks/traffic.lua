@@ -119,7 +119,10 @@ _G.ngx = {
     log = function() end,
     crc32_long = function() return 1 end,
     req = { get_method = function() return "GET" end },
-    worker = { pid = function() return 1 end },
+    worker = {
+        pid = function() return 1 end,
+        exiting = function() return false end,
+    },
 }
 
 package.loaded["resty.core.base"] = {

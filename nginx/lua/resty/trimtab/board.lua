@@ -69,6 +69,9 @@ local function leads()
 end
 
 
+_M.leads = leads
+
+
 -- Gives the lead up, if it is ours.
 local function resign()
     if head and head.leader == pid then

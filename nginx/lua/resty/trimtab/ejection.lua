@@ -23,6 +23,7 @@ local get_method = ngx.req.get_method
 local huge = math.huge
 local in_flight_at = counters.in_flight_at
 local ipairs = ipairs
+local is_exiting = ngx.worker.exiting
 local is_half_open = health_of.is_half_open
 local is_in_doubt = health_of.is_in_doubt
 local is_stalled = health_of.is_stalled
@@ -69,6 +70,20 @@ end
 _M.can_retry = can_retry
 
 
+-- Brings a server back, with nothing held against it: what it did before says
+-- little of it now, and as nobody goes where nobody has been answered well,
+-- it would be long until the estimates knew.
+local function restore(i, now)
+    local health = healths[i]
+    ngx_log(NOTICE, "trimtab: ", registry.address_of[i], " is back after ",
+            format("%.1f s", now - tonumber(health.since)))
+    health_of.restore(health, now)
+    map.done[i], map.busy[i], map.error[i] = 0, 0, 0
+    map.rate[i] = registry.prior[i]
+    changed()
+end
+
+
 -- When a peer of an upstream is to be tried next.
 local function next_probe(upstream)
     local at = huge
@@ -105,10 +120,24 @@ local function fill(upstream, now)
 end
 
 
+-- Brings back what a check of an earlier configuration has ejected, and this
+-- one does not check: a worker of that one may have done so just now.
+local function forget_checks(now)
+    for _, i in ipairs(registry.servers) do
+        if healths[i].reason == CHECK and not registry.checks[i] then
+            restore(i, now)
+        end
+    end
+end
+
+
 -- Brings the arrays of all upstreams up to date.
 local function refresh(now)
     seen_stamp = tonumber(head.health_stamp)
     refresh_at = huge
+    if not is_exiting() then
+        forget_checks(now)
+    end
     for _, upstream in ipairs(registry.upstreams) do
         refresh_at = min(refresh_at, fill(upstream, now))
         upstream.probe_at = next_probe(upstream)
@@ -161,20 +190,6 @@ local function eject(upstream, i, reason, now)
             health_of.NAMES[reason], ") ",
             reason == CHECK and "until a check succeeds"
             or format("for %.1f s", tonumber(health.backoff)))
-end
-
-
--- Brings a server back, with nothing held against it: what it did before says
--- little of it now, and as nobody goes where nobody has been answered well,
--- it would be long until the estimates knew.
-local function restore(i, now)
-    local health = healths[i]
-    ngx_log(NOTICE, "trimtab: ", registry.address_of[i], " is back after ",
-            format("%.1f s", now - tonumber(health.since)))
-    health_of.restore(health, now)
-    map.done[i], map.busy[i], map.error[i] = 0, 0, 0
-    map.rate[i] = registry.prior[i]
-    changed()
 end
 
 
@@ -323,11 +338,7 @@ function _M.configure(a_registry, generation)
     local now = clock()
     for _, i in ipairs(a_registry.servers) do
         local health = a_registry.map.health[i]
-        local is_new = health.configuration ~= generation - 1
-        if generation > 1
-           and (is_new
-                or health.reason == CHECK and not a_registry.checks[i])
-        then
+        if generation > 1 and health.configuration ~= generation - 1 then
             health_of.restore(health, now)
         end
         health.configuration = generation

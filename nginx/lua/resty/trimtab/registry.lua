@@ -16,8 +16,8 @@
 --     is_holding              whether its requests may wait: see limits.lua
 --     and what room.lua keeps in a class
 -- The registry has beside them `servers` (indexes of all servers, from 1),
--- `server_addresses`, `by_name`, and, per server index, `address_of`, `slots`,
--- `prior` and
+-- `server_addresses`, `by_name`, and, per server index, `address_of`, `checks`
+-- (the upstream whose check is made there, or nil), `slots`, `prior` and
 -- `limit` (requests in flight before others wait: see limits.lua).
 --
 -- Weights come from the policy server, or are the static ones: the same code
@@ -60,6 +60,11 @@ local function new_upstream(map, settings)
         retry_non_idempotent = settings.retry_non_idempotent,
         retry_ratio = settings.retry_ratio,
         retries_per_second = settings.retries_per_second,
+        check_path = settings.check_path,
+        check_interval_seconds = settings.check_interval_seconds,
+        check_timeout_seconds = settings.check_timeout_seconds,
+        check_failures = settings.check_failures,
+        check_successes = settings.check_successes,
         tries = settings.tries,
         timeout_seconds = settings.timeout_seconds,
         try_timeout_seconds = settings.try_timeout_seconds,
@@ -133,6 +138,10 @@ function _M.new(map, settings)
                 registry.servers[#registry.servers + 1] = i
                 registry.server_addresses[#registry.servers] = peer.address
                 registry.address_of[i] = peer.address
+            end
+            if upstream.check_path and settings.balance and peer.is_literal
+            then
+                registry.checks[i] = registry.checks[i] or upstream
             end
             if peer.slots > 0 then
                 registry.static_slots[i] = peer.slots

@@ -40,6 +40,10 @@ local HEALTH = {
     { "slow_start_seconds", 0, 0, 86400 },
     { "retry_ratio", 0.2, 0, 1 },
     { "retries_per_second", 10, 0, 1e6 },
+    { "check_interval_seconds", 2, 0.1, 86400 },
+    { "check_timeout_seconds", 1, 0.01, 3600 },
+    { "check_failures", 3, 1, 1000 },
+    { "check_successes", 2, 1, 1000 },
     -- What nginx begins with; 0: nobody says, and nothing bounds retries.
     { "tries", 0, 0, 65535 },
 }
@@ -140,6 +144,14 @@ local function read_health(path, value, settings)
     settings.retry_non_idempotent = flag(
         path, value.retry_non_idempotent,
         "retry_non_idempotent of " .. settings.name)
+    local check = value.check_path
+    if check ~= nil and check ~= cjson.null then
+        if type(check) ~= "string" or not find(check, "^/[\33-\126]*$") then
+            fail(path, "check_path of " .. settings.name
+                       .. " must be a path of printable characters", check)
+        end
+        settings.check_path = check
+    end
     return settings
 end
 
