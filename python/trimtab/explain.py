@@ -32,8 +32,9 @@ def explain(
      "profile", "chosen", "shadow", "decision", "state", "deadline_seconds",
      "service_time_seconds",
      "peers": {address: {"weight", "pinned", "withheld" W in shadow or None, "affinity", "rate",
-        "rate_prior", "slots" (0: unknown), "error_ratio", "drain", "down", "in_flight" over all
-        classes, "in_flight_class", "work_seconds", "own_seconds", "wait_seconds", "score",
+        "rate_prior", "slots" (0: unknown), "error_ratio", "drain", "down", "ejection" (why; ""
+        when it is not ejected), "in_flight" over all classes, "in_flight_class",
+        "work_seconds", "own_seconds", "wait_seconds", "score",
         "rank" (1 is picked next; None: not picked)}},
      "last_change": {"from", "to": generations, "reason", "peers": {address: {field: [before,
         after]}}, "deadline_seconds", "service_time_seconds": [before, after] if it changed},
@@ -151,6 +152,7 @@ def _facts(
         "error_ratio": error,
         "drain": peer.drain,
         "down": bool(server and server.down),
+        "ejection": server.ejection if server else "",
         "in_flight": in_flight,
         "work_seconds": work,
         "own_seconds": own / rate,

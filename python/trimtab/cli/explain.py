@@ -98,7 +98,8 @@ def _peers(told: Mapping[str, Any]) -> str:
     rows = []
     order = sorted(told["peers"].items(), key=lambda p: (p[1]["rank"] or 1e9, p[0]))
     for address, peer in order:
-        status = "drain" if peer["drain"] else "down" if peer["down"] else str(peer["rank"])
+        closed = "drain" if peer["drain"] else peer["down"] and (peer.get("ejection") or "down")
+        status = closed or str(peer["rank"])
         rows.append(
             [
                 # The end of an address tells peers apart.

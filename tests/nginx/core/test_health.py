@@ -1,6 +1,9 @@
 """Which servers are ejected, tried again and brought back: the decisions, and a real nginx."""
 
 import asyncio
+import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -214,7 +217,8 @@ def test_a_failing_server_is_ejected_and_comes_back(
         statuses: set[int] = set()
 
         def is_out() -> bool:
-            statuses.update(run(nginx, 0.2).statuses)
+            # More than the others have slots for, so that it is tried.
+            statuses.update(run(nginx, 0.2, clients=11).statuses)
             return bool(address(nginx, bad)["down"])
 
         until(is_out, 5)
@@ -322,7 +326,7 @@ def test_when_all_are_ejected_all_are_used(tmp_path: Path) -> None:
         ) as nginx,
     ):
         group[0].fault = "500"
-        until(lambda: bool(run(nginx, 0.1)) and address(nginx, group[0])["down"], 5)
+        until(lambda: bool(run(nginx, 0.1, clients=8)) and address(nginx, group[0])["down"], 5)
         group[1].fault = "500"
         got = run(nginx, 0.3)
         assert set(got.statuses) == {500}
@@ -404,6 +408,36 @@ def test_a_slow_start_gives_a_returning_server_less(tmp_path: Path) -> None:
         assert nginx.pairs("a")[group[1].address]["slow_start"] == pytest.approx(0.1, abs=0.02)
 
 
+def test_a_killed_worker_takes_its_try_of_a_server_along(tmp_path: Path) -> None:
+    """When the worker dies whose request tries a server, another request tries it."""
+    with (
+        peers(Peer(), Peer()) as group,
+        hooked(tmp_path, {"a": known(group)}, health=HEALTH | {"eject_seconds": 0.05}) as nginx,
+    ):
+        group[0].fault = "500"
+        until(lambda: bool(run(nginx, 0.1, clients=8)) and address(nginx, group[0])["down"], 5)
+        group[0].fault = ""
+        time.sleep(0.7)
+        seen = group[0].seen
+        caught = threading.Thread(
+            target=lambda: asyncio.run(
+                load(nginx.port, ["/a"], concurrency=1, count=1, headers="X-Work: 9\r\n")
+            ),
+            daemon=True,
+        )
+        caught.start()
+        until(lambda: group[0].seen == seen + 1)
+        assert nginx.get("/a")[0] == 200
+        assert group[0].seen == seen + 1
+        (pid,) = nginx.workers()
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: nginx.workers() not in ([], [pid]))
+        assert nginx.get("/a")[0] == 200
+        assert group[0].seen == seen + 2
+        until(lambda: not address(nginx, group[0])["down"])
+        caught.join(10)
+
+
 def test_a_post_tries_no_ejected_server(tmp_path: Path) -> None:
     """Only requests that nginx would repeat elsewhere try whether a server is well."""
     with (
@@ -415,7 +449,7 @@ def test_a_post_tries_no_ejected_server(tmp_path: Path) -> None:
         ) as nginx,
     ):
         group[0].fault = "500"
-        until(lambda: bool(run(nginx, 0.1)) and address(nginx, group[0])["down"], 5)
+        until(lambda: bool(run(nginx, 0.1, clients=8)) and address(nginx, group[0])["down"], 5)
         group[0].fault = ""
         time.sleep(0.7)
         seen = group[0].seen
@@ -433,7 +467,7 @@ def test_a_client_that_leaves_while_it_tries_leaves_no_trace(tmp_path: Path) -> 
         hooked(tmp_path, {"a": known(group)}, health=HEALTH | {"eject_seconds": 0.05}) as nginx,
     ):
         group[0].fault = "500"
-        until(lambda: bool(run(nginx, 0.1)) and address(nginx, group[0])["down"], 5)
+        until(lambda: bool(run(nginx, 0.1, clients=8)) and address(nginx, group[0])["down"], 5)
         group[0].fault = ""
         time.sleep(0.7)
         seen = group[0].seen

@@ -33,6 +33,7 @@ FACTS: dict[str, Any] = {
     "error_ratio": 0.05,
     "drain": False,
     "down": False,
+    "ejection": "",
     "in_flight": 3.0,
     "in_flight_class": 2.0,
     "work_seconds": 0.03,
@@ -59,6 +60,7 @@ TOLD: dict[str, Any] = {
     "peers": {
         "192.168.100.100:65535": FACTS,
         "192.168.100.101:65535": {**FACTS, "rank": None, "drain": True, "slots": 0.0},
+        "192.168.100.102:65535": {**FACTS, "rank": None, "down": True, "ejection": "failures"},
     },
     "last_change": {
         "from": 40,
@@ -222,7 +224,7 @@ def test_control_that_is_off_says_what_to_do(
 
 
 def test_explanation_fits_80_columns() -> None:
-    """Every line of it, with long names, drained peers and unknown slots."""
+    """Every line of it, with long names, drained and ejected peers and unknown slots."""
     shown = render(TOLD, full=True)
     assert max(map(len, shown.splitlines())) <= 80
     assert "shadow: W stays 1; the profile would be fast" in shown
@@ -234,6 +236,7 @@ def test_explanation_fits_80_columns() -> None:
     assert rows == [
         ["192.168.100.100:65535", "1", "13.6"],
         ["192.168.100.101:65535", "drain", "13.6"],
+        ["192.168.100.102:65535", "failures", "13.6"],
     ]
 
 
