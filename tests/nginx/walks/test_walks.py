@@ -19,6 +19,7 @@ SECONDS = float(os.environ.get("TRIMTAB_WALK_SECONDS", "3"))
 REQUESTS = 1500
 
 
+@pytest.mark.timeout(SECONDS + 60)
 def test_machine_code_does_what_the_interpreter_does() -> None:
     """Picks, binds, waits and pokes of whole runs, with retries, aborts, drains and up to four
     workers, are the same compiled as interpreted, and every count is zero at rest."""
