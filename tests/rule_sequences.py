@@ -57,6 +57,7 @@ def _room(rng: random.Random, what: str, servers: int, classes: int, count: int)
         "given": [rng.random() < 0.8 for _ in range(servers)],
         "rate": [round(rng.uniform(0.4, 4), 3) for _ in range(servers)],
         "error": [rng.choice([0.0, 0.0, 0.1]) for _ in range(servers)],
+        "sharing": [float(i % 3 == 1) for i in range(servers)],
         "mean_service": 0.02,
         "classes": [],
     }
@@ -121,6 +122,7 @@ def replay_room(drawn: dict[str, Any]) -> list[list[list[int]]]:
             rate=drawn["rate"],
             error=drawn["error"],
             slots=drawn["slots"],
+            sharing=drawn["sharing"],
             limit=limit,
             mean_service=drawn["mean_service"],
             uniform=uniform,
@@ -148,6 +150,7 @@ def _case(
     case: dict[str, Any] = {
         "what": what,
         "slots": [2.0 if equal else float(rng.choice([0, 1, 2, 4, 8])) for _ in each],
+        "sharing": [float(not equal and i % 3 == 1) for i in each],
         "prior": [1.0 if equal else round(rng.uniform(0.5, 2), 3) for _ in each],
         "classes": [],
         "mean_service": 0.02,
@@ -229,6 +232,7 @@ def replay(case: dict[str, Any], tau: float) -> list[list[float]]:
                 rate,
                 error,
                 case["slots"],
+                case["sharing"],
                 rest[1],
                 scores,
             )

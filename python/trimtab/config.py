@@ -199,6 +199,9 @@ class Peer:
     address: str = key(checks.address)
     # Requests that it serves at once, over all upstreams; estimated when absent.
     slots: int | None = key(integer(1, 65535), default=None)
+    # What becomes of requests beyond the slots: they queue ("fifo"), or all share them ("ps", as
+    # with threads or coroutines on a few cores). Read where slots are given, too.
+    discipline: str = key(one_of("fifo", "ps"), default="fifo")
     # Static weight: what holds when nothing was learned, or what was learned has expired.
     weight: int = key(integer(1, 65535), default=1)
 
@@ -345,15 +348,18 @@ def _check_whole(config: Config) -> None:
             f"{path}: {len(config.upstreams)} upstreams with {pairs} peers in all; at most "
             f"{MAX_UPSTREAMS} and {MAX_PAIRS}"
         )
-    slots: dict[str, int | None] = {}
+    known: dict[tuple[str, str], int | str | None] = {}
     for upstream in config.upstreams:
         for peer in upstream.peers:
-            if slots.setdefault(peer.address, peer.slots) != peer.slots:
-                raise ConfigError(
-                    f"{path}: the peer {peer.address!r} has slots = {slots[peer.address]} in one "
-                    f"upstream and {peer.slots} in {upstream.name!r}; slots are the server's, give "
-                    "the same everywhere"
-                )
+            for what in ("slots", "discipline"):
+                value = getattr(peer, what)
+                before = known.setdefault((peer.address, what), value)
+                if before != value:
+                    raise ConfigError(
+                        f"{path}: the peer {peer.address!r} has {what} = {before} in one upstream "
+                        f"and {value} in {upstream.name!r}; both are the server's, give the same "
+                        "everywhere"
+                    )
     if (config.stock.reload == "command") != bool(config.stock.reload_command):
         raise ConfigError(
             f'{path}: reload = "command" and reload_command in [stock] go together; give both '

@@ -140,7 +140,7 @@ def _facts(
     rate = server.rate if server and server.rate > 0 else peer.rate
     error = server.error_ratio if server else 0.0
     slots = peer.slots or 0.0
-    score = rule.score(own, in_flight, work, rate, error, slots, peer.weight)
+    score = rule.score(own, in_flight, work, rate, error, slots, 0.0, peer.weight)
     # The rule's own terms: without what is in flight no wait is left in the score.
     served = own / rate * (1 + rule.ERROR_COST * error + rule.SPREAD * in_flight / max(slots, 1.0))
     return {

@@ -164,7 +164,7 @@ def test_a_refusal_names_file_key_and_what_is_allowed(
         ),
         (
             MINIMAL + MINIMAL.replace("api", "b").replace('9001"', '9001"\nslots = 2'),
-            "slots are the server's, give the same everywhere",
+            "both are the server's, give the same everywhere",
         ),
         ("[policy]\ntime_to_live_seconds = 1\n" + MINIMAL, "at least twice interval_seconds"),
         ("policy = 3\n" + MINIMAL, "[policy] must be a table"),

@@ -224,7 +224,12 @@ def _hook_json(config: Config, balance: bool) -> str:
             if (value := getattr(upstream, name)) is not None:
                 entry[name] = value
         entry["peers"] = [
-            {"address": p.address, **({"slots": p.slots} if p.slots else {}), "weight": p.weight}
+            {
+                "address": p.address,
+                **({"slots": p.slots} if p.slots else {}),
+                **({"discipline": p.discipline} if p.discipline != "fifo" else {}),
+                "weight": p.weight,
+            }
             for p in upstream.peers
         ]
         upstreams.append(entry)

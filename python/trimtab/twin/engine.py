@@ -180,7 +180,8 @@ def _dispatch(
         if code == TRIMTAB:
             i = _pick(
                 m, c.server[b], c.weight[b, j], c.affinity[b, j], masked, c.service[b, j],
-                k.in_flight, k.work, k.rate, k.error, c.slots, load.uniform[job, 0], scores,
+                k.in_flight, k.work, k.rate, k.error, c.slots, c.sharing,
+                load.uniform[job, 0], scores,
             )  # fmt: skip
         else:
             i = rivals.pick(

@@ -86,6 +86,7 @@ class Control(NamedTuple):
     service: Floats  # (B, C): v_j in use
     prior: Floats  # (B·M,), see `Balancers`
     slots: Floats  # (B·M,): 0 for unknown
+    sharing: Floats  # (B·M,): 1 where a server is said to share its slots; none is
     server: Integers  # (B, M): where the M servers are in (B·M,)
     mean_service: Floats  # (B,)
     tau: Floats  # (B,)
@@ -139,6 +140,7 @@ def control(balancers: int, classes: int, servers: int) -> Control:
         service=np.full((balancers, classes), 0.01),
         prior=np.ones(balancers * servers),
         slots=np.zeros(balancers * servers),
+        sharing=np.zeros(balancers * servers),
         server=np.arange(balancers * servers).reshape(balancers, servers),
         mean_service=np.full(balancers, 0.01),
         tau=np.full(balancers, 0.3),
@@ -215,6 +217,7 @@ def bare_control(of: Control) -> Control:
         service=bare(of.service),
         prior=bare(of.prior),
         slots=bare(of.slots),
+        sharing=bare(of.sharing),
         server=bare(of.server),
         mean_service=bare(of.mean_service),
         tau=bare(of.tau),

@@ -63,6 +63,7 @@ class View:
     rate: Sequence[float]
     error: Sequence[float]
     slots: Sequence[float]
+    sharing: Sequence[float]
     limit: Sequence[float]
     mean_service: float
     uniform: float
@@ -99,7 +100,7 @@ class Room:
             p, has_room = rule.claim(
                 len(kind.server), kind.server, kind.weight, kind.affinity, kind.skip,
                 kind.service, view.in_flight, view.work, view.rate, view.error, view.slots,
-                view.limit, now - waiter.arrival > PATIENCE_SERVICES * kind.service,
+                view.sharing, view.limit, now - waiter.arrival > PATIENCE_SERVICES * kind.service,
                 view.uniform, [0.0] * len(kind.server),
             )  # fmt: skip
             if p < 0:

@@ -2,9 +2,9 @@
 
 `tests/data/golden/rule.json` holds both to the same picks and rates; the Lua file says what the
 formulas mean and where their constants come from. Plain floats, arrays and loops, so that numba
-can compile it. Arrays are indexed from 0: `in_flight`, `work`, `rate`, `error`, `slots`, `done`,
-`busy` and `last` by server, `server`, `weight`, `affinity` and `skip` by peer of one upstream.
-Times are seconds, rates work-seconds per second of one busy slot, slots 0 when unknown.
+can compile it. Arrays are indexed from 0: `in_flight`, `work`, `rate`, `error`, `slots`, `sharing`,
+`done`, `busy` and `last` by server, `server`, `weight`, `affinity` and `skip` by peer of one
+upstream. Times are seconds, rates work-seconds per second of one busy slot, slots 0 when unknown.
 """
 
 import math
@@ -25,6 +25,7 @@ __all__ = [
 
 ERROR_COST: Final = 20.0
 SPREAD: Final = 0.1
+SHARED_COST: Final = 2.0
 ERROR_KEPT: Final = 0.95
 IDLE_TAU_SECONDS: Final = 10.0
 PRIOR_JOBS: Final = 2.0
@@ -35,17 +36,27 @@ ESTIMATED_SLACK: Final = 2.0
 
 
 def score(
-    own: float, n: float, b: float, rate: float, error: float, k: float, weight: float
+    own: float,
+    n: float,
+    b: float,
+    rate: float,
+    error: float,
+    k: float,
+    sharing: float,
+    weight: float,
 ) -> float:
     """Expected delay in seconds over weight, of a request of own work `own` at one server.
 
-    `n` requests of `b` seconds of work in all are in flight there.
+    `n` requests of `b` seconds of work in all are in flight there; `sharing` is not 0 where it
+    shares its slots among them in place of a queue.
     """
-    if k < 1.0:
-        k = 1.0
     wait = 0.0
-    if n + 1 > k:
-        wait = (n + 1 - k) / n * b / (k * rate)
+    if sharing != 0.0 and k >= 1.0:
+        wait = SHARED_COST * own * max(0.0, n + 1 - k) / (k * rate)
+    else:
+        k = max(k, 1.0)
+        if n + 1 > k:
+            wait = (n + 1 - k) / n * b / (k * rate)
     return (own / rate * (1 + ERROR_COST * error + SPREAD * n / k) + wait) / weight
 
 
@@ -61,6 +72,7 @@ def pick(
     rate: Sequence[float],
     error: Sequence[float],
     slots: Sequence[float],
+    sharing: Sequence[float],
     uniform: float,
     scores: MutableSequence[float],
 ) -> int:
@@ -80,6 +92,7 @@ def pick(
                 rate[i],
                 error[i],
                 slots[i],
+                sharing[i],
                 weight[p],
             )
         scores[p] = s
@@ -175,6 +188,7 @@ def claim(
     rate: Sequence[float],
     error: Sequence[float],
     slots: Sequence[float],
+    sharing: Sequence[float],
     limit: Sequence[float],
     is_late: bool,
     uniform: float,
@@ -187,7 +201,7 @@ def claim(
     """
     p = pick(
         count, server, weight, affinity, skip, service, in_flight, work, rate, error, slots,
-        uniform, scores,
+        sharing, uniform, scores,
     )  # fmt: skip
     if p < 0:
         return p, False

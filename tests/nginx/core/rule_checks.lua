@@ -26,6 +26,7 @@ end
 local function replay(case, tau)
     local count = #case.slots
     local slots, prior = doubles(case.slots), doubles(case.prior)
+    local sharing = doubles(case.sharing)
     local n, work, err = zeros(count), zeros(count), zeros(count)
     local done, busy, last = zeros(count), zeros(count), zeros(count)
     local rate, scores = zeros(count), zeros(count)
@@ -54,7 +55,7 @@ local function replay(case, tau)
         end
         local p = rule.pick(peers, doubles(j.server), doubles(j.weight),
                             doubles(j.affinity), skip, j.service, n, work,
-                            rate, err, slots, uniform, scores)
+                            rate, err, slots, sharing, uniform, scores)
         if p < 0 then
             tries[#tries + 1] = {}
             return { -1, 0 }
@@ -111,6 +112,7 @@ local function replay_room(case)
         in_flight = zeros(count), work = zeros(count),
         rate = doubles(case.rate), error = doubles(case.error),
         slots = doubles(case.slots), limit = zeros(count),
+        sharing = doubles(case.sharing),
         mean_service = case.mean_service, scores = zeros(count),
     }
     for i = 1, count do
@@ -207,7 +209,7 @@ local function cost(peers, rounds)
         local start = libc.monotonic()
         for r = 1, count do
             local p = rule.pick(peers, server, ones, ones, skip, 0.01, n,
-                                work, rate, err, slots, r / count, scores)
+                                work, rate, err, slots, skip, r / count, scores)
             n[p] = n[p] + 1
             sum = sum + p
             n[(p + r) % peers] = 0

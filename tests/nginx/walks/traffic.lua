@@ -207,6 +207,8 @@ local function new_servers()
         servers[s] = {
             address = "127.0.0.1:" .. 9000 + s, slots = draw(1, 4),
             speed = draw(1, 4), busy = 0, queue = {},
+            -- As the hook is told; they queue all the same.
+            is_sharing = uniform() < 0.2,
         }
         by_address[servers[s].address] = servers[s]
     end
@@ -226,6 +228,7 @@ local function settings_of(servers, classes)
                     address = server.address, is_literal = true,
                     slots = uniform() < 0.9 and server.slots or 0,
                     weight = draw(1, 3),
+                    is_sharing = server.is_sharing,
                 })
             end
         end

@@ -83,7 +83,7 @@ def test_compiled_rule_answers_the_golden_sequences() -> None:
                     (random.random(len(server)) < 0.2).astype(float), j["service"],
                     random.integers(0, 6, m).astype(float), random.random(m),
                     0.5 + random.random(m), random.random(m) * 0.1, np.array(case["slots"]),
-                    float(random.random()),
+                    np.array(case["sharing"]), float(random.random()),
                 ]  # fmt: skip
                 mine, plain = np.zeros(len(server)), np.zeros(len(server))
                 assert fast.pick(*given, mine) == rule.pick(*given, plain)
@@ -111,7 +111,7 @@ def test_loop_makes_the_picks_of_the_rule() -> None:
         j = requests.kind[job]
         want = rule.pick(
             3, range(3), c.weight[0, j], c.affinity[0, j], c.skip[0, j], c.service[0, j],
-            in_flight, work, rate, error, c.slots, one._load.uniform[job, 0], [0.0] * 3,
+            in_flight, work, rate, error, c.slots, c.sharing, one._load.uniform[job, 0], [0.0] * 3,
         )  # fmt: skip
         one.advance(at - one.now)
         assert one.outcome.peer[job] == want

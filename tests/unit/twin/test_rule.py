@@ -33,9 +33,25 @@ def pick(
         changed.get("rate", ones),
         changed.get("error", [0.0] * count),
         changed.get("slots", [slots] * count),
+        changed.get("sharing", [0.0] * count),
         uniform,
         [0.0] * count,
     )
+
+
+def test_a_server_that_shares_counts_its_own_work_twice() -> None:
+    """With n on k cores a request's cost beyond its own time is 2·own·(n + 1 - k)/k, whatever the
+    others' work; so the long class goes where it slows few down, and a short one need not."""
+    assert rule.score(0.01, 3, 9.9, 1.0, 0.0, 2, 1.0, 1.0) == pytest.approx(0.0115 + 0.02)
+    assert rule.score(0.01, 1, 9.9, 1.0, 0.0, 2, 1.0, 1.0) == pytest.approx(0.0105)
+    # Unknown slots: as with a queue.
+    shared = rule.score(0.01, 3, 0.05, 1.0, 0.0, 0, 1.0, 1.0)
+    assert shared == rule.score(0.01, 3, 0.05, 1.0, 0.0, 0, 0.0, 1.0)
+    busy = {"rate": [4.0, 1.0], "work": [0.03, 0.0], "sharing": [1.0, 1.0]}
+    assert pick([3.0, 0.0], slots=2, service=0.001, **busy) == 0
+    assert pick([8.0, 0.0], slots=2, service=0.06, **busy) == 1
+    queue = busy | {"sharing": [0.0, 0.0]}
+    assert pick([8.0, 0.0], slots=2, service=0.06, **queue) == 0
 
 
 def test_golden_sequences_are_what_the_rule_answers() -> None:
@@ -74,18 +90,18 @@ def test_golden_sequences_reach_every_branch() -> None:
 def test_score_is_the_service_time_while_a_slot_is_free() -> None:
     """Below its slots a server costs the own work over its rate, and up to a tenth more the
     fuller it is."""
-    assert rule.score(0.03, 0, 0.0, 2.0, 0.0, 2, 1.0) == pytest.approx(0.015)
-    assert rule.score(0.03, 1, 0.5, 2.0, 0.0, 2, 1.0) == pytest.approx(0.015 * 1.05)
+    assert rule.score(0.03, 0, 0.0, 2.0, 0.0, 2, 0.0, 1.0) == pytest.approx(0.015)
+    assert rule.score(0.03, 1, 0.5, 2.0, 0.0, 2, 0.0, 1.0) == pytest.approx(0.015 * 1.05)
 
 
 def test_score_adds_the_wait_for_a_slot() -> None:
     """With k = 2 and four jobs of 10 ms in flight, three quarters of 40 ms / 2 pass first."""
-    assert rule.score(0.01, 4, 0.04, 1.0, 0.0, 2, 1.0) == pytest.approx(0.012 + 0.75 * 0.02)
+    assert rule.score(0.01, 4, 0.04, 1.0, 0.0, 2, 0.0, 1.0) == pytest.approx(0.012 + 0.75 * 0.02)
 
 
 def test_score_counts_errors_and_weight() -> None:
     """5% errors double the service time, and weight 2 halves the score."""
-    assert rule.score(0.01, 0, 0.0, 1.0, 0.05, 2, 2.0) == pytest.approx(0.01)
+    assert rule.score(0.01, 0, 0.0, 1.0, 0.05, 2, 0.0, 2.0) == pytest.approx(0.01)
 
 
 def test_pick_counts_work_and_not_requests() -> None:
@@ -179,7 +195,9 @@ def test_error_ratio_follows_failures() -> None:
 def test_errors_are_forgotten_while_idle() -> None:
     """A server that failed every time is worth trying again half a minute later."""
     assert rule.forget(1.0, 30.0) == pytest.approx(math.exp(-3))
-    assert rule.score(0.01, 0, 0, 1, rule.forget(1.0, 30.0), 2, 1) == pytest.approx(0.02, rel=0.01)
+    assert rule.score(0.01, 0, 0, 1, rule.forget(1.0, 30.0), 2, 0, 1) == pytest.approx(
+        0.02, rel=0.01
+    )
 
 
 def test_urgency_rises_towards_the_deadline_and_then_stays() -> None:
@@ -205,7 +223,7 @@ def _claim(in_flight: list[float], is_late: bool) -> tuple[int, bool]:
     work = [0.01 * n for n in in_flight]
     return rule.claim(
         2, [0, 1], [1, 1], [1, 1], [0, 0], 0.01, in_flight, work, [1.0, 0.4], [0, 0], [1, 1],
-        [1, 1], is_late, 0.0, [0.0, 0.0],
+        [0, 0], [1, 1], is_late, 0.0, [0.0, 0.0],
     )  # fmt: skip
 
 

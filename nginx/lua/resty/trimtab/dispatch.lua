@@ -80,8 +80,8 @@ local function pick(upstream, mask)
     -- No tail call, which would return past this function.
     local p = rule.pick(upstream.count, upstream.server, upstream.weight,
                         upstream.affinity, mask, upstream.service, in_flight,
-                        work, map.rate, map.error, registry.slots, uniform(),
-                        scores)
+                        work, map.rate, map.error, registry.slots,
+                        registry.sharing, uniform(), scores)
     return p
 end
 

@@ -85,6 +85,7 @@ function _M.open(a_registry, a_dict, row)
         rate = map.rate,
         error = map.error,
         slots = registry.slots,
+        sharing = registry.sharing,
         limit = registry.limit,
         scores = new("double[?]", most),
         mean_service = 0,
@@ -213,7 +214,8 @@ local function claim(waiter, upstream, now)
     local p = pick(upstream.count, upstream.server, upstream.weight,
                    upstream.affinity, upstream.skip, upstream.service,
                    view.in_flight, view.work, map.rate, map.error,
-                   registry.slots, uniform(), view.scores)
+                   registry.slots, registry.sharing, uniform(),
+                   view.scores)
     if p >= 0 then
         claims.claimed(waiter, p, room_module.urgency_of(
             upstream, waiter, now, mean_service))
@@ -321,7 +323,8 @@ function _M.admit(record, upstream, now)
         local p = pick(upstream.count, servers, upstream.weight,
                        upstream.affinity, upstream.skip, upstream.service,
                        in_flight, view.work, map.rate, map.error,
-                       registry.slots, uniform(), view.scores)
+                       registry.slots, registry.sharing, uniform(),
+                   view.scores)
         if p < 0 then
             return true
         end

@@ -122,6 +122,7 @@ function _M.new(map, settings)
         checks = {},
         static_slots = new("double[?]", capacity),
         slots = new("double[?]", capacity),
+        sharing = new("double[?]", capacity),
         prior = new("double[?]", capacity),
         limit = new("double[?]", capacity),
     }
@@ -146,6 +147,7 @@ function _M.new(map, settings)
             if peer.slots > 0 then
                 registry.static_slots[i] = peer.slots
             end
+            registry.sharing[i] = peer.is_sharing and 1 or 0
             names[#names + 1] = peer.address
         end
     end

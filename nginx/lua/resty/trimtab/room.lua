@@ -171,7 +171,7 @@ end
 
 -- Binds what can be bound. `view` has the state of the servers:
 --     in_flight, work      with this room's binds and claims added as it goes
---     rate, error, slots, limit, mean_service, uniform, scores
+--     rate, error, slots, sharing, limit, mean_service, uniform, scores
 --     free                 the sum of limit - in_flight where that is more
 --                          than 0, infinite where a limit is
 -- `bind(waiter, p)` binds a request, already removed, to peer p of its class.
@@ -207,8 +207,8 @@ function _M.drain(room, view, now, bind, see, claimed)
         local p, has_room = claim(class.count, class.server, class.weight,
                                   class.affinity, class.skip, class.service,
                                   seen, seen_work, view.rate, view.error,
-                                  view.slots, view.limit, is_late,
-                                  view.uniform, view.scores)
+                                  view.slots, view.sharing, view.limit,
+                                  is_late, view.uniform, view.scores)
         if p >= 0 then
             local i = class.server[p]
             in_flight[i] = in_flight[i] + 1

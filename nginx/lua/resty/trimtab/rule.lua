@@ -12,6 +12,8 @@
 --     rate[i]       work per second of one busy slot; 1 is nominal
 --     error[i]      EWMA of failures, 0 to 1
 --     slots[i]      k_i; 0 is unknown
+--     sharing[i]    not 0 where the server shares its slots among all that is
+--                   in flight (processor sharing), in place of a queue
 --     done[i], busy[i], last[i]   D, T and the instant of the last update
 -- Those of an upstream (class j) have an entry per peer: server[p] is its
 -- index in the arrays above, weight[p] is W_ij, affinity[p] a_ij, and skip[p]
@@ -25,6 +27,14 @@
 -- makes it avoid queues more. Taking busy time as one slot instead would make
 -- a server look faster the more it has in flight, and draw all to one server.
 -- Slots that are given too low have that same effect.
+--
+-- Processor sharing. With n in flight on k cores, and one more, each gets
+-- k / (n + 1) of a core: a request takes own * (n + 1) / k, that is (n + 1 -
+-- k) / k times its own work more than alone, and slows the others down by as
+-- much in all. What they have left hardly matters, its own work does: on such
+-- a server a long request is what hurts. So both are counted, as SHARED_COST
+-- times that, in the place of the wait. Simulated with three classes at 80%
+-- load it has half the ART of the wait, and from 1.5 to 3 it is the same.
 local exp = math.exp
 local floor = math.floor
 local huge = math.huge
@@ -45,6 +55,9 @@ local ERROR_KEPT = 0.95
 -- the emptier one is better. It keeps equal servers equal, and gives a new one
 -- its first requests.
 local SPREAD = 0.1
+
+-- What sharing costs a request, and again what it costs the others.
+local SHARED_COST = 2
 
 -- An idle server is believed for about this long before the prior takes
 -- over, so that one that was slow is tried again.
@@ -68,13 +81,15 @@ local ESTIMATED_SLACK = 2
 
 -- Expected delay in seconds, divided by weight, of a request of own work
 -- `own` (v_j * a_ij, seconds at rate 1) at one server.
-local function score(own, n, b, rate, error, k, weight)
-    if k < 1 then
-        k = 1
-    end
+local function score(own, n, b, rate, error, k, sharing, weight)
     local wait = 0
-    if n + 1 > k then
-        wait = (n + 1 - k) / n * b / (k * rate)
+    if sharing ~= 0 and k >= 1 then
+        wait = SHARED_COST * own * max(0, n + 1 - k) / (k * rate)
+    else
+        k = max(k, 1)
+        if n + 1 > k then
+            wait = (n + 1 - k) / n * b / (k * rate)
+        end
     end
     return (own / rate * (1 + ERROR_COST * error + SPREAD * n / k) + wait)
            / weight
@@ -87,7 +102,8 @@ _M.score = score
 -- v_j in seconds, `uniform` in [0, 1) decides between equal scores, `scores`
 -- (an array of `count`) receives the score of every peer.
 local function pick(count, server, weight, affinity, skip, service,
-                    in_flight, work, rate, error, slots, uniform, scores)
+                    in_flight, work, rate, error, slots, sharing, uniform,
+                    scores)
     local best, ties, first = huge, 0, -1
     for p = 0, count - 1 do
         local s = huge
@@ -95,14 +111,16 @@ local function pick(count, server, weight, affinity, skip, service,
             -- score(), written out: see the end of the function.
             local i = server[p]
             local n, k, r = in_flight[i], slots[i], rate[i]
-            if k < 1 then
-                k = 1
+            local wait, own = 0, service * affinity[p]
+            if sharing[i] ~= 0 and k >= 1 then
+                wait = SHARED_COST * own * max(0, n + 1 - k) / (k * r)
+            else
+                k = max(k, 1)
+                if n + 1 > k then
+                    wait = (n + 1 - k) / n * work[i] / (k * r)
+                end
             end
-            local wait = 0
-            if n + 1 > k then
-                wait = (n + 1 - k) / n * work[i] / (k * r)
-            end
-            s = (service * affinity[p] / r
+            s = (own / r
                  * (1 + ERROR_COST * error[i] + SPREAD * n / k) + wait)
                 / weight[p]
         end
@@ -225,9 +243,10 @@ end
 -- patience (`is_late`) it takes the best of the peers with room.
 -- Returns the peer from 0, or -1 when all are skipped; true where it has room.
 function _M.claim(count, server, weight, affinity, skip, service, in_flight,
-                  work, rate, error, slots, limit, is_late, uniform, scores)
+                  work, rate, error, slots, sharing, limit, is_late, uniform,
+                  scores)
     local p = pick(count, server, weight, affinity, skip, service, in_flight,
-                   work, rate, error, slots, uniform, scores)
+                   work, rate, error, slots, sharing, uniform, scores)
     if p < 0 then
         return p, false
     end

@@ -8,7 +8,8 @@
 --                "peers":[{"address":"127.0.0.1:9001","slots":2,
 --                          "weight":1}]}]}
 --
--- deadline_seconds and slots are absent (or null) when unknown, and what
+-- deadline_seconds and slots are absent (or null) when unknown, a peer may
+-- have "discipline":"ps" (see rule.lua), and what
 -- concerns waiting has defaults: hold "auto", max_waiting 10000, and
 -- max_wait_seconds that of timeout_seconds, 60. So has what concerns health
 -- (see HEALTH below) and retries: retry_non_idempotent false, and
@@ -111,11 +112,17 @@ local function read_peer(path, value, where)
     end
     local address = name(path, value.address, "address in " .. where)
     where = address .. " in " .. where
+    local discipline = value.discipline or "fifo"
+    if discipline ~= "fifo" and discipline ~= "ps" then
+        fail(path, "discipline of " .. where .. ' must be "fifo" or "ps"',
+             discipline)
+    end
     return {
         address = address,
         is_literal = is_literal(address),
         slots = optional(path, value.slots, 1, 65535, "slots of " .. where)
                 or 0,
+        is_sharing = discipline == "ps",
         weight = optional(path, value.weight, 1e-6, 1e6,
                           "weight of " .. where) or 1,
     }

@@ -45,16 +45,23 @@ class Site:
         *,
         weighted: bool = False,
         slots: bool = False,
+        discipline: bool = False,
         hold: str = "auto",
         binary: str = "nginx",
     ) -> Config:
         """Trimtab's configuration for the scenario: each class an upstream of all servers.
 
-        Deadlines and priorities are the scenario's; true weights and slots only on request. `hold`
+        Deadlines and priorities are the scenario's; true weights, slots and disciplines only on
+        request. `hold`
         is whether requests may wait in nginx, `binary` the nginx.
         """
         peers = tuple(
-            Peer(address=a, weight=w if weighted else 1, slots=s.slots if slots else None)
+            Peer(
+                address=a,
+                weight=w if weighted else 1,
+                slots=s.slots if slots else None,
+                discipline=s.discipline if discipline else "fifo",
+            )
             for a, w, s in zip(self.servers, self.weights(), self.scenario.servers, strict=True)
         )
         return Config(

@@ -55,16 +55,17 @@ class _Running(RunningNginx):
 class Hook:
     """One mode of Trimtab.
 
-    `slots`: the servers' slots are given. `hold`: whether requests wait in nginx until a server has
-    room, as in the configuration. `try_deadlines`: try_timeout_seconds in deadlines. `advised`: a
-    policy server runs beside, without learning: it sends the estimates, so that a scenario's first
-    seconds matter less.
+    `slots`: the servers' slots are given; `discipline`: and whether they queue or share. `hold`:
+    whether requests wait in nginx until a server has room, as in the configuration.
+    `try_deadlines`: try_timeout_seconds in deadlines. `advised`: a policy server runs beside,
+    without learning: it sends the estimates, so that a scenario's first seconds matter less.
     """
 
     name: str
     label: str
     slots: bool = True
     advised: bool = True
+    discipline: bool = False
     hold: str = "auto"
     try_deadlines: float | None = None
     hint: str = ""
@@ -79,7 +80,7 @@ class Hook:
 
     def start(self, site: Site) -> Running:
         """Start the policy server, if any, then nginx."""
-        config = site.config(slots=self.slots, hold=self.hold)
+        config = site.config(slots=self.slots, discipline=self.discipline, hold=self.hold)
         if self.try_deadlines is not None:
             config = _hasty(config, self.try_deadlines)
         site.directory.mkdir(parents=True, exist_ok=True)
@@ -159,4 +160,5 @@ def _toml(config: Config) -> str:
             lines += ["[[upstream.peer]]", f'address = "{peer.address}"', f"weight = {peer.weight}"]
             if peer.slots is not None:
                 lines.append(f"slots = {peer.slots}")
+            lines.append(f'discipline = "{peer.discipline}"')
     return "\n".join(lines) + "\n"

@@ -62,6 +62,13 @@ BALANCERS: Final[tuple[Balancer, ...]] = (
         hold="off",
         hint="slots",
     ),
+    Hook(
+        name="trimtab-discipline",
+        label="Trimtab, hold = off, told the discipline",
+        discipline=True,
+        hold="off",
+        hint="slots, discipline",
+    ),
     Hook(name="trimtab-hold", label="Trimtab, hold = on", hold="on", hint="slots"),
     Hook(
         name="trimtab-hasty",
