@@ -44,6 +44,7 @@ _ORDER: Final = (
     "thrashing",
     "noisy",
     "bursts",
+    "overload",
 )
 
 

@@ -11,7 +11,7 @@ from trimtab.twin.events import Rule, simulate
 
 
 def test_every_scenario_of_the_benchmark_is_there() -> None:
-    """Twelve by name, in the order of the table."""
+    """All by name, in the order of the table."""
     assert names() == [
         "equal",
         "speeds",
@@ -26,17 +26,19 @@ def test_every_scenario_of_the_benchmark_is_there() -> None:
         "thrashing",
         "noisy",
         "bursts",
+        "overload",
     ]
 
 
 @pytest.mark.parametrize("name", names())
 def test_scenarios_are_feasible(name: str) -> None:
-    """Below capacity, at a rate that fits on two cores, with deadlines beyond the mean work."""
+    """Below capacity (`overload` beyond it), at a rate that fits on two cores, with deadlines beyond the mean work."""
     scenario = find(name)
     assert scenario.name == name
     assert scenario.description
     assert 300 <= scenario.requests_per_second <= 700
-    assert scenario.requests_per_second < scenario.capacity_per_second
+    load = scenario.requests_per_second / scenario.capacity_per_second
+    assert load == pytest.approx(1.5) if name == "overload" else load < 1
     fastest = max(s.speed for s in scenario.servers)
     assert all(c.deadline_seconds > c.service_seconds / fastest for c in scenario.classes)
 
