@@ -32,8 +32,8 @@ def test_every_scenario_of_the_benchmark_is_there() -> None:
 
 @pytest.mark.parametrize("name", names())
 def test_scenarios_are_feasible(name: str) -> None:
-    """Below capacity (`overload` beyond it), at a rate that fits on two cores, with deadlines beyond
-    the mean work."""
+    """Below capacity (`overload` beyond it), at a rate that fits on two cores, with deadlines
+    beyond the mean work."""
     scenario = find(name)
     assert scenario.name == name
     assert scenario.description
