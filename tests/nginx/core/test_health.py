@@ -80,26 +80,37 @@ def test_the_back_off_doubles_to_a_bound_and_is_forgotten(play: Callable[..., li
 def test_half_open_is_one_request_after_the_back_off(play: Callable[..., list[Any]]) -> None:
     """Before the back-off is over nobody tries it, then one request at a time."""
     answers = play(
-        ["is_half_open", "health", 0.0, 100, 0],
+        ["is_half_open", "health", 0.0, 100, 0, 0, 5],
         ["eject", "health", FAILURES, 100, 1, 5, 0.0],
-        ["is_half_open", "health", 0.3, 100.9, 0],
-        ["is_half_open", "health", 0.3, 101, 0],
-        ["is_half_open", "health", 0.3, 101, 1],
+        ["is_half_open", "health", 0.3, 100.9, 0, 0, 5],
+        ["is_half_open", "health", 0.3, 101, 0, 3, 5],
+        ["is_half_open", "health", 0.3, 101, 1, 1, 5],
         ["eject", "health", CHECK, 102, 1, 5, 0.0],
-        ["is_half_open", "health", 0.3, 1e9, 0],
+        ["is_half_open", "health", 0.3, 1e9, 0, 0, 5],
     )
     assert [a for n, (a, _) in enumerate(answers) if n not in (1, 5)] == [
         False, False, True, False, False,
     ]  # fmt: skip
 
 
+def test_what_a_silent_server_has_tries_it(play: Callable[..., list[Any]]) -> None:
+    """After a stall nobody is sent there while it has requests, up to the longest back-off."""
+    answers = play(
+        ["eject", "health", STALL, 100, 1, 60, 0.0],
+        ["is_half_open", "health", 0.0, 102, 0, 1, 60],
+        ["is_half_open", "health", 0.0, 102, 0, 0, 60],
+        ["is_half_open", "health", 0.0, 160, 0, 1, 60],
+    )
+    assert [a for a, _ in answers[1:]] == [False, True, True]
+
+
 def test_a_suspect_is_tried_and_acquitted(play: Callable[..., list[Any]]) -> None:
     """A server that is in with 5% errors is tried like one that is out; one with 1% is not. Each
     success halves its error ratio."""
     answers = play(
-        ["is_half_open", "health", 0.05, 100, 0],
-        ["is_half_open", "health", 0.05, 100, 1],
-        ["is_half_open", "health", 0.01, 100, 0],
+        ["is_half_open", "health", 0.05, 100, 0, 0, 5],
+        ["is_half_open", "health", 0.05, 100, 1, 1, 5],
+        ["is_half_open", "health", 0.01, 100, 0, 0, 5],
         ["acquit", 0.05],
     )
     assert [a for a, _ in answers] == [True, False, False, 0.025]
@@ -332,6 +343,8 @@ def test_when_all_are_ejected_all_are_used(tmp_path: Path) -> None:
         assert set(got.statuses) == {500}
         group[0].fault = group[1].fault = ""
         assert run(nginx, 0.3).statuses[200] > 5
+        # The first that succeeds is back, long before its back-off is over.
+        assert not all("ejection" in address(nginx, p) for p in group)
         until(nginx.is_at_rest)
 
 
@@ -357,7 +370,7 @@ def test_a_silent_server_is_left_until_it_answers(tmp_path: Path, hold: str) -> 
             tmp_path,
             {"a": [p | {"slots": 2} for p in known(group)]},
             hold={"hold": hold},
-            health=HEALTH | {"eject_seconds": 30, "eject_max_seconds": 60},
+            health=HEALTH | {"eject_seconds": 0.1, "eject_max_seconds": 60},
         ) as nginx,
     ):
         run(nginx, 0.4)

@@ -149,11 +149,13 @@ _M.refresh = refresh
 
 
 -- Takes in what other workers have found. Called with each request.
-function _M.follow(now)
+local function follow(now)
     if head.health_stamp ~= seen_stamp or now >= refresh_at then
         refresh(now)
     end
 end
+
+_M.follow = follow
 
 
 -- The least error ratio among the other peers of an upstream that are in.
@@ -247,8 +249,13 @@ function _M.ended(record, i, now, outcome)
     health.pace = map.rate[i]
     health.streak = 0
     if health.reason > 0 then
-        -- What a silent server still had is as good a sign as a new request.
-        if is_probe and health.reason ~= CHECK or health.reason == STALL then
+        -- What a silent server still had is as good a sign as a new request,
+        -- and so is what one got that is used as too many are ejected.
+        follow(now)
+        if health.reason ~= CHECK
+           and (is_probe or health.reason == STALL
+                or record.upstream.skip[record.position] == 0)
+        then
             restore(i, now)
         end
     elseif is_in_doubt(health, map.error[i]) then
@@ -271,7 +278,8 @@ function _M.probe(upstream, now)
         local i = upstream.server[p]
         if upstream.drain[p] == 0
            and is_half_open(healths[i], map.error[i], now,
-                            counters.probes_at(i))
+                            counters.probes_at(i), in_flight_at(i),
+                            upstream.eject_max_seconds)
         then
             return p
         end

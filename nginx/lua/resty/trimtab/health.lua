@@ -152,10 +152,14 @@ function _M.is_in_doubt(health, error)
 end
 
 
--- Whether a request may try such a server now, with `probes` trying it.
-function _M.is_half_open(health, error, now, probes)
+-- Whether a request may try such a server now, with `probes` trying it and
+-- `n` in flight there. What a silent server still has tries it already: while
+-- there is any, no other request is caught there, but for `most` seconds only,
+-- as a connection that is held open for ever is in flight as well.
+function _M.is_half_open(health, error, now, probes, n, most)
     return (health.reason > 0 or error > SUSPICION) and now >= health.back
            and probes < 1
+           and (health.reason ~= STALL or n < 1 or now >= health.since + most)
 end
 
 
