@@ -16,7 +16,7 @@ from trimtab.v1 import policy_pb2_grpc
 class Feeder:
     """Sends a report each `seconds` until it is left; peers differ in speed and share.
 
-    Use as a context manager. `down` are addresses that this balancer calls down.
+    Use as a context manager. `down` are addresses that this balancer has ejected.
     """
 
     def __init__(self, config: Config, *, seconds: float = 0.1, name: str = "nginx-1") -> None:
@@ -130,6 +130,8 @@ class Feeder:
                     rate=self._speed[address],
                     error_ratio=0.4 if address in self.down else 0.002,
                     down=address in self.down,
+                    ejection="stall" if address in self.down else "",
+                    ejection_seconds=0.5 if address in self.down else 0.0,
                 )
                 for address in self._addresses
             ],

@@ -249,6 +249,8 @@ def test_a_browser_shows_pins_drains_and_survives_a_restart(tmp_path: Path) -> N
 
         feeder.down = {"10.0.0.3:80"}
         page.until("document.querySelectorAll('#servers tr.down').length === 1")
+        tag = page.js("document.querySelector('#servers tr.down .tag.bad').textContent")
+        assert tag == "ejected: stall"
 
         epoch = json.loads(server.get("/status.json")[1])["epoch"]
         server.kill()
