@@ -57,8 +57,9 @@ class Hook:
 
     `slots`: the servers' slots are given; `discipline`: and whether they queue or share. `hold`:
     whether requests wait in nginx until a server has room, as in the configuration.
-    `try_deadlines`: try_timeout_seconds in deadlines. `advised`: a policy server runs beside,
-    without learning: it sends the estimates, so that a scenario's first seconds matter less.
+    `try_deadlines`, `wait_deadlines`: try_timeout_seconds and max_wait_seconds in deadlines.
+    `advised`: a policy server runs beside, without learning: it sends the estimates, so that a
+    scenario's first seconds matter less.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Hook:
     discipline: bool = False
     hold: str = "auto"
     try_deadlines: float | None = None
+    wait_deadlines: float | None = None
     hint: str = ""
 
     def missing(self) -> str:
@@ -83,6 +85,8 @@ class Hook:
         config = site.config(slots=self.slots, discipline=self.discipline, hold=self.hold)
         if self.try_deadlines is not None:
             config = _hasty(config, self.try_deadlines)
+        if self.wait_deadlines is not None:
+            config = _refusing(config, self.wait_deadlines)
         site.directory.mkdir(parents=True, exist_ok=True)
         policy = _serve(site, config) if self.advised else None
         process = NginxProcess.rendered(site.directory, config)
@@ -101,6 +105,17 @@ def _hasty(config: Config, deadlines: float) -> Config:
         config,
         upstreams=tuple(
             replace(u, try_timeout_seconds=u.deadline_seconds and u.deadline_seconds * deadlines)
+            for u in config.upstreams
+        ),
+    )
+
+
+def _refusing(config: Config, deadlines: float) -> Config:
+    """The same, with a longest wait for each class that has a deadline."""
+    return replace(
+        config,
+        upstreams=tuple(
+            replace(u, max_wait_seconds=u.deadline_seconds and u.deadline_seconds * deadlines)
             for u in config.upstreams
         ),
     )

@@ -76,6 +76,12 @@ BALANCERS: Final[tuple[Balancer, ...]] = (
         try_deadlines=3.0,
         hint="slots",
     ),
+    Hook(
+        name="trimtab-refusing",
+        label="Trimtab, hold = auto, no wait beyond half a deadline",
+        wait_deadlines=0.5,
+        hint="slots",
+    ),
     Hook(name="trimtab-unknown", label="Trimtab, nothing given", slots=False),
     Hook(
         name="trimtab-alone",
