@@ -35,7 +35,7 @@ error_log logs/error.log notice;
 pid nginx.pid;
 load_module {modules}/ndk_http_module.so;
 load_module {modules}/ngx_http_lua_module.so;
-events {{ worker_connections 4096; }}
+events {{ worker_connections 12288; }}
 http {{
     access_log off;
     client_body_temp_path tmp_body; proxy_temp_path tmp_proxy; fastcgi_temp_path tmp_fastcgi;
