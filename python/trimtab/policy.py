@@ -18,7 +18,7 @@ from trimtab.config import Config
 from trimtab.estimate import Estimates
 from trimtab.learn.actions import NEUTRAL, PROFILES, Profile, profile_weights
 from trimtab.learn.clusters import MOST_SAMPLES, Clusters, State, fit
-from trimtab.learn.features import Features
+from trimtab.learn.features import Features, demand
 from trimtab.learn.network import NetworkTable
 from trimtab.learn.qlearning import QTable
 from trimtab.learn.trained import Trained
@@ -174,7 +174,10 @@ class Learned:
         count = sum(self._lately)
         if count < OUTSIDE_LEAST:
             return ""
-        return f"{count} of the last {len(self._lately)} observations lie outside of every state"
+        return (
+            f"the load of {count} of the last {len(self._lately)} observations lies outside of "
+            "every state"
+        )
 
     def observe(self, features: Features, seconds: float) -> str:
         """Take the features of an interval of that length in; gives what happened, if anything
@@ -186,7 +189,8 @@ class Learned:
         self._seen[self._now.index] += 1
         self._occupancy[self._now.index] += 1
         self._outside += self._now.outside
-        self._lately.append(self._now.outside)
+        # A profile that is new makes new queues: what is strange must not be its own doing.
+        self._lately.append(self._clusters.classify(demand(features)).outside)
         if self._reobserve is not None:
             self._reobserve -= seconds
             return self.fit() if self._reobserve <= 0 else ""

@@ -9,12 +9,14 @@ in reward is above 0 with confidence it is *promoted*; when it is not after some
 two bad windows in a row, or a single one that is hopeless before it is over.
 
     gain of a switchback   g = r(B) − (r(A₁) + r(A₂))/2; held back: (r(B₁) + r(B₂))/2 − r(A)
-    promoted when          mean(g) − t(n − 1)·s·√(4/3)/√n > 0, from the third switchback on
+    promoted when          mean(g) − t(f)·s·√(4/3)/√n > 0, from the third switchback on
+    s²                     ((n − 1)·var(g) + m·1.5·v)/f,  f = n − 1 + m
 
-Switchbacks that follow one another share a neutral window: with windows of variance v the gains
-have variance 1.5·v and covariance v/4, so their mean varies by up to 1 + 2/6 = 4/3 times what n
-independent ones would. t is Student's 97.5% point; looking again after each switchback raises the
-one mistake in forty to about one in fifteen, and the holdback watches for it.
+v is the variance of neutral's windows and m + 1 how many of them it is from: a gain of windows of
+variance v has 1.5·v, which says more than the first few gains do. Switchbacks that follow one
+another share a neutral window: their covariance is v/4, so their mean varies by up to 1 + 2/6 = 4/3
+times what n independent ones would. t is Student's 97.5% point; looking again after each switchback
+raises the one mistake in forty to about one in fifteen, and the holdback watches for it.
 
 Pure: rewards in, choices and reasons out. No I/O, no clock; a decision is a unit of time.
 """
@@ -63,11 +65,16 @@ EXPLORATION_MEMORY: Final = 20
 LEAST_SWITCHBACKS: Final = 3
 MOST_SWITCHBACKS: Final = 12
 
+# Of a gain, in variances of a window: one, and half of one for the mean of two.
+GAIN_VARIANCE: Final = 1.5
+
 # Of the mean of gains that share their neutral windows: see above.
 SHARED: Final = math.sqrt(4 / 3)
 
-# Student's 97.5% point for 2 to 11 degrees of freedom.
-STUDENT: Final = (4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20)
+# Student's 97.5% point is 1.96·(1 + STUDENT/(f − 1.1)) within 1% from 4 degrees of freedom on, and
+# above it for fewer.
+NORMAL: Final = 1.96
+STUDENT: Final = 1.21
 
 
 @dataclass(slots=True)
@@ -80,14 +87,18 @@ class _Trial:
     rest: int = 0  # decisions left of it
     reverts: int = 0  # since it was last promoted
 
-    def gain(self) -> tuple[float, float]:
-        """Mean gain, and half the width of its confidence interval."""
+    def gain(self, variance: float, degrees: int) -> tuple[float, float]:
+        """Mean gain, and half the width of its interval; of neutral's windows the variance and its
+        degrees of freedom."""
         n = len(self.gains)
+        mean = sum(self.gains) / n if n else 0.0
         if n < LEAST_SWITCHBACKS:
-            return (sum(self.gains) / n if n else 0.0), math.inf
-        mean = sum(self.gains) / n
-        variance = sum((g - mean) ** 2 for g in self.gains) / (n - 1)
-        return mean, STUDENT[n - LEAST_SWITCHBACKS] * SHARED * math.sqrt(variance / n)
+            return mean, math.inf
+        squares = sum((g - mean) ** 2 for g in self.gains)
+        free = n - 1 + degrees
+        pooled = (squares + degrees * GAIN_VARIANCE * variance) / free
+        student = NORMAL * (1 + STUDENT / (free - 1.1))
+        return mean, student * SHARED * math.sqrt(pooled / n)
 
 
 class Trials:
@@ -242,7 +253,7 @@ class Trials:
 
     def _verdict(self, profile: str, trial: _Trial) -> str:
         count = len(trial.gains)
-        mean, error = trial.gain()
+        mean, error = self._gain(trial)
         said = f"gain {mean:.2f} ± {error:.2f} in {count} switchbacks"
         if count < LEAST_SWITCHBACKS or not self._prove:
             return ""
@@ -257,6 +268,9 @@ class Trials:
             return self._revert(profile, trial, f"no sure {said}")
         return ""
 
+    def _gain(self, trial: _Trial) -> tuple[float, float]:
+        return trial.gain(self._variance, max(0, min(self._windows, BASELINE_MEMORY) - 1))
+
     def _revert(self, profile: str, trial: _Trial, why: str) -> str:
         trial.stage = "reverted"
         trial.gains.clear()
@@ -270,13 +284,18 @@ class Trials:
 
     # State
 
+    @property
+    def promoted(self) -> tuple[str, ...]:
+        """The profiles that have won."""
+        return tuple(p for p, t in self._trials.items() if t.stage == "promoted")
+
     def status(self) -> dict[str, Any]:
         """For JSON: {"neutral_reward": mean or None, "neutral_windows", "suspended": {profile:
         decisions left}, "trials": {profile: {"stage": one of STAGES, "gain": mean in reward or
         None, "error": half its interval or None, "switchbacks"}}}."""
         trials = {}
         for profile, trial in self._trials.items():
-            mean, error = trial.gain()
+            mean, error = self._gain(trial)
             trials[profile] = {
                 "stage": trial.stage,
                 "gain": mean if trial.gains else None,

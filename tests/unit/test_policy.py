@@ -189,13 +189,26 @@ def test_state_survives_a_round_trip() -> None:
     assert again.fitted
 
 
-def test_a_world_that_was_never_seen_is_outside() -> None:
-    """Eight strange observations of ten say so; known ones take it back."""
-    policy = fitted()
+def test_a_load_that_was_never_seen_is_outside() -> None:
+    """Eight loads of ten that no state has say so, and known ones take it back; queues that only
+    the weights can have made do not."""
+
+    def load(rate: float, queue: float, n: int) -> Features:
+        return Features(
+            names=("requests_per_second/a", "in_flight/s1:1"),
+            values=(rate * (1 + n % 7 / 50), queue * (1 + n % 5 / 50)),
+        )
+
+    policy = Learned(CONFIG)
+    for n in range(60):
+        policy.observe(load(100.0, 2.0, n), 1.0)
+    policy.fit()
+    for n in range(10):
+        policy.observe(load(100.0, 50.0, n), 1.0)
     assert policy.outside == ""
     for n in range(8):
-        policy.observe(observation(1000.0, n), 1.0)
-    assert policy.outside.startswith("8 of the last")
+        policy.observe(load(900.0, 2.0, n), 1.0)
+    assert policy.outside.startswith("the load of 8 of the last")
     for n in range(3):
-        policy.observe(observation(1.0, n), 1.0)
+        policy.observe(load(100.0, 2.0, n), 1.0)
     assert policy.outside == ""

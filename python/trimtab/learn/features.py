@@ -16,7 +16,10 @@ from typing import Final
 from trimtab.model import Window
 from trimtab.window import class_total, mean_seconds
 
-__all__ = ["Features", "features"]
+__all__ = ["Features", "demand", "features"]
+
+# What clients ask for, whatever the balancer does with it; the other features follow the weights.
+DEMAND: Final = ("requests_per_second/", "in_bytes_per_second/")
 
 # With more servers than this, in flight is summarised: a mixture over a hundred columns would need
 # more samples than an observation period has.
@@ -63,3 +66,9 @@ def features(of: Window, upstreams: Sequence[str], addresses: Sequence[str]) -> 
     found["waiting"] = float(sum(of.waiting.values()))
     found["connections"] = float(of.connections.active)
     return Features(names=tuple(found), values=tuple(found.values()))
+
+
+def demand(of: Features) -> Features:
+    """The features that do not depend on the weights in force."""
+    kept = [(n, v) for n, v in zip(of.names, of.values, strict=True) if n.startswith(DEMAND)]
+    return Features(names=tuple(n for n, _ in kept), values=tuple(v for _, v in kept))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from trimtab.bench.scenario import schedule, simulator_input
 from trimtab.config import Config
-from trimtab.controller import Controller
+from trimtab.controller import Controller, Source
 from trimtab.demo.scenario import Scenario
 from trimtab.estimate import Estimates
 from trimtab.guard import Guard
@@ -66,12 +66,23 @@ class Fixed(Neutral):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lived:
-    """What came of a run: finished requests, ART per 1000 of them, and the reward of each decision
-    window."""
+    """What came of a run: finished requests, ART per 1000 of them, the reward of each decision
+    window, and after each the seconds, requests and tardiness so far. `promoted_seconds` is when
+    the first profile was promoted, None when none was."""
 
     requests: int
     art_per_1000: float
     rewards: tuple[float, ...]
+    sums: tuple[tuple[float, int, float], ...]
+    promoted_seconds: float | None
+
+    def art_between(self, begin: float, end: float) -> float:
+        """ART per 1000 requests of the decision windows from `begin` to `end` seconds."""
+        inside = [s for s in ((0.0, 0, 0.0), *self.sums) if begin <= s[0] <= end]
+        if len(inside) < 2:
+            return math.nan
+        (_, requests, tardiness), (_, more, later) = inside[0], inside[-1]
+        return 1000 * (later - tardiness) / max(more - requests, 1)
 
 
 def live(
@@ -80,16 +91,26 @@ def live(
     policy: Learned | Neutral,
     seconds: float,
     told: Callable[[float, str], None],
+    source: Source | None = None,
 ) -> Lived:
     """The production controller with that policy in that world; `told` hears the time and how it
-    goes after each step."""
+    goes after each step. It reads `source` instead of the world where that is given."""
     rewards: list[float] = []
+    sums: list[tuple[float, int, float]] = []
+    promoted: float | None = None
     began, counted, summed = 0.0, 0, 0.0
     with tempfile.TemporaryDirectory() as directory:
         store = Store(directory)
         guard = Guard(config, store.epoch, store.next_generation)
         controller = Controller(
-            config, world, policy, guard, world, store, lambda: world.now, lambda: world.now
+            config,
+            source or world,
+            policy,
+            guard,
+            world,
+            store,
+            lambda: world.now,
+            lambda: world.now,
         )
         while world.now < seconds:
             world.advance(config.policy.interval_seconds)
@@ -99,6 +120,9 @@ def live(
                 art = (tardiness - summed) / max(requests - counted, 1)
                 rewards.append(-math.log(FLOOR + art))
                 began, counted, summed = world.now, requests, tardiness
+                sums.append((began, counted, summed))
+            if promoted is None and guard.trials.promoted:
+                promoted = world.now
             art_per_1000 = 1000 * tardiness / max(requests, 1)
             told(world.now, f"ART per 1000 {art_per_1000:.1f}, {controller.phase}")
         controller.close()
@@ -107,4 +131,6 @@ def live(
         requests=requests,
         art_per_1000=1000 * tardiness / max(requests, 1),
         rewards=tuple(rewards),
+        sums=tuple(sums),
+        promoted_seconds=promoted,
     )
