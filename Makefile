@@ -5,7 +5,7 @@ CONFIG ?= conf-templates/demo.toml
 OUT ?= var/render
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev setup-bench run test lint check bench train render-conf proto clean
+.PHONY: help setup setup-dev setup-bench run test fuzz lint check bench train render-conf proto clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ run: setup ## the demo: round robin, least_conn, Trimtab under the same load (AR
 
 test: setup-dev ## run the tests (ARGS='-k name' to choose)
 	@$(PYTHON) -m pytest $(ARGS)
+
+fuzz: setup-dev ## a million random and mutated messages to the policy server (TRIMTAB_FUZZ_SEED=N)
+	@TRIMTAB_FUZZ_MESSAGES=$${TRIMTAB_FUZZ_MESSAGES:-1000000} $(PYTHON) -m pytest --timeout 3600 tests/unit/test_server_fuzz.py $(ARGS)
 
 lint: setup-dev ## ruff, mypy, luacheck, and whether the generated code is up to date
 	@$(PYTHON) -m ruff check python tests

@@ -1,17 +1,28 @@
 """Random and mutated messages: every one is answered or refused with a reason, none is a fault."""
 
+import gc
+import itertools
 import math
 import os
 import random
+import time
 from collections.abc import Callable
 
 import grpc
+import psutil
 
 import serving
+from trimtab import messages
+from trimtab.bounds import MessageError
+from trimtab.sources.reported import Reported
 from trimtab.v1 import policy_pb2 as pb
 
-# The quick run; TRIMTAB_FUZZ_MESSAGES=100000 takes half a minute.
-MESSAGES = int(os.environ.get("TRIMTAB_FUZZ_MESSAGES", "6000"))
+# Through a channel, and through decoding, source and answers without one. `make fuzz` sends more:
+# TRIMTAB_FUZZ_MESSAGES=1000000 takes some minutes.
+MESSAGES = int(os.environ.get("TRIMTAB_FUZZ_MESSAGES", "102000"))
+OVER_GRPC = MESSAGES // 34
+IN_PROCESS = MESSAGES - OVER_GRPC
+SEED = int(os.environ.get("TRIMTAB_FUZZ_SEED", "20"))
 
 EXPECTED = {
     grpc.StatusCode.OK,
@@ -122,24 +133,28 @@ def rubbish(raw: bytearray, rng: random.Random) -> None:
 MUTATIONS: list[Callable[[bytearray, random.Random], None]] = [flip, cut, repeat, number, rubbish]
 
 
+def made(rng: random.Random, start: dict[str, list[bytes]]) -> tuple[str, bytes]:
+    """The next message and the method that it is for."""
+    if rng.random() < 0.4:
+        return built(rng)
+    method = rng.choice(list(start))
+    raw = bytearray(rng.choice(start[method]))
+    for _ in range(rng.choice([1, 1, 1, 2, 5])):
+        rng.choice(MUTATIONS)(raw, rng)
+    return method, bytes(raw)
+
+
 def test_no_message_is_a_fault() -> None:
     """Whatever the bytes, the status is OK or names the caller's mistake, and service goes on."""
-    rng = random.Random(20)
+    rng = random.Random(SEED)
     start = seeds()
     counts: dict[grpc.StatusCode, int] = {}
     with serving.serving() as running:
         methods = {name: running.raw(name) for name in start}
-        while sum(counts.values()) < MESSAGES:
+        while sum(counts.values()) < OVER_GRPC:
             batch = []
             for _ in range(50):
-                if rng.random() < 0.4:
-                    method, sent = built(rng)
-                else:
-                    method = rng.choice(list(start))
-                    raw = bytearray(rng.choice(start[method]))
-                    for _ in range(rng.choice([1, 1, 1, 2, 5])):
-                        rng.choice(MUTATIONS)(raw, rng)
-                    sent = bytes(raw)
+                method, sent = made(rng, start)
                 batch.append((method, sent, methods[method].future(sent, timeout=serving.TIMEOUT)))
             for method, sent, call in batch:
                 code = call.code()
@@ -148,6 +163,43 @@ def test_no_message_is_a_fault() -> None:
                 counts[code] = counts.get(code, 0) + 1
         # The server is as good as before, and the mutations were neither all good nor all bad.
         assert running.stub.GetWeights(pb.GetWeightsRequest(instance="a")).generation == 1
-        assert len(running.source.instances()) <= MESSAGES
+        assert len(running.source.instances()) <= OVER_GRPC
     assert set(counts) == EXPECTED
-    assert min(counts.values()) > MESSAGES / 50, counts
+    assert min(counts.values()) > OVER_GRPC / 50, counts
+
+
+def test_decoding_many_messages_is_quick_and_keeps_nothing() -> None:
+    """Each of a hundred thousand messages is decoded or refused within a second, and memory after
+    the last is that after the first half."""
+    rng = random.Random(SEED + 1)
+    start = seeds()
+    checked = serving.configuration()
+    known = {u.name: frozenset(p.address for p in u.peers) for u in checked.upstreams}
+    # Names of balancers are made up too: silent ones must be forgotten.
+    clock = itertools.count()
+    source = Reported(checked, clock=lambda: next(clock) / 100)
+    answers = messages.Answers(serving.weights(checked), 10.0, 1.0)
+    process = psutil.Process()
+    refused = slowest = 0.0
+    half = 0
+    for n in range(IN_PROCESS):
+        method, sent = made(rng, start)
+        began = time.thread_time()
+        try:
+            if method == "GetWeights":
+                answers.answer(messages.decode_query(sent))
+            else:
+                report = messages.decode_report(sent, known)
+                source.put(report.snapshot, report.sequence)
+        except (MessageError, KeyError):
+            refused += 1
+        slowest = max(slowest, time.thread_time() - began)
+        if n == IN_PROCESS // 2:
+            gc.collect()
+            half = process.memory_info().rss
+    gc.collect()
+    grown = process.memory_info().rss - half
+    assert 0.05 < refused / IN_PROCESS < 0.95
+    assert slowest < 1.0
+    # An object of 200 bytes kept for each message would be 10 MB.
+    assert grown < 100 * IN_PROCESS + 2 * 2**20, f"{grown} bytes more"
