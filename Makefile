@@ -5,7 +5,7 @@ CONFIG ?= conf-templates/demo.toml
 OUT ?= var/render
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev setup-bench run test fuzz lint check bench train render-conf proto clean
+.PHONY: help setup setup-dev setup-bench run test fuzz lint check bench train soak render-conf proto clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ bench: setup-bench ## compare balancers on the same seeded load (ARGS=--help for
 
 train: setup-bench ## train in the simulator (ARGS=--help for the options)
 	@$(TRIMTAB) train $(ARGS)
+
+soak: setup-dev ## minutes of load with faults at random; nothing may be lost (ARGS=--help for the options)
+	@PYTHONPATH=tests $(PYTHON) -m soak $(ARGS)
 
 render-conf: setup ## write the nginx configuration (CONFIG=trimtab.toml OUT=var/render ARGS='--mode stock')
 	@$(TRIMTAB) render --config $(CONFIG) --output $(OUT) $(ARGS)

@@ -1,0 +1,247 @@
+"""`make soak`: minutes of load with faults at random, then who lost what. Exit status 1 when any
+request was lost that no killed process answers for, or memory grew, or anything else is wrong."""
+
+import argparse
+import asyncio
+import json
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from trimtab import terminal
+from trimtab.load.processes import run_processes
+from trimtab.load.result import Result
+from trimtab.load.schedule import ClassLoad, build
+from trimtab.load.workloads import Request, Work
+
+from .faults import FAULTS, Scene, unavailable
+from .judge import Disturbance, backward, growth_ratio, judge
+from .stage import CLASSES, POSTS, SHARES, Stage, staged
+
+# A request may find a server that hangs (3 s to nginx's timeout), and then another.
+CLIENT_TIMEOUT_SECONDS = 20.0
+
+# Between two faults: reports, weights and estimates are themselves again.
+CALM_SECONDS = (1.0, 3.0)
+
+# The first weights, the first fit of the states, full pools of connections.
+WARM_UP_SECONDS = 20.0
+
+# What may come and go with connections and the allocator's pieces, without a leak.
+FLAT_RATIO = 1.15
+
+
+class Load:
+    """The load in a thread of its own, so that faults can be made meanwhile."""
+
+    def __init__(self, stage: Stage, seed: int, rate: float, seconds: float) -> None:
+        classes = [
+            ClassLoad(
+                name=name,
+                rate_per_second=rate * SHARES[name],
+                request=Request(path=f"/{name}", method="POST" if name == POSTS else "GET"),
+                work=Work("exp", mean),
+            )
+            for name, mean in CLASSES.items()
+        ]
+        self._schedule = build(classes, seconds=seconds, seed=seed)
+        self._url = f"http://{stage.config.nginx.listen[0]}"
+        self._result: Result | BaseException | None = None
+        self._started = threading.Event()
+        self.progress: Any = None
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+        self._started.wait(60)
+
+    def _run(self) -> None:
+        try:
+            self._result = asyncio.run(
+                run_processes(
+                    self._schedule,
+                    self._url,
+                    timeout_seconds=CLIENT_TIMEOUT_SECONDS,
+                    on_progress=self._progress,
+                )
+            )
+        except BaseException as error:
+            self._result = error
+        self._started.set()
+
+    def _progress(self, progress: Any) -> None:
+        self.progress = progress
+        if progress.sent:
+            self._started.set()
+
+    @property
+    def running(self) -> bool:
+        """Whether requests are still under way."""
+        return self._thread.is_alive()
+
+    def since(self) -> float:
+        """Seconds since the load began, by the clock of its records."""
+        return time.time() - self._begin
+
+    _begin = 0.0
+
+    def began(self) -> None:
+        """Take the load's own word for its beginning, to a tenth of a second."""
+        self._begin = time.time() - self.progress.elapsed_seconds
+
+    def result(self) -> Result:
+        """Wait for the end."""
+        self._thread.join()
+        if isinstance(self._result, BaseException):
+            raise self._result
+        assert self._result is not None
+        return self._result
+
+
+class Watch:
+    """Memory and generations, looked at twice a second."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.memory: dict[str, list[tuple[float, float]]] = {}
+        self.generations: list[tuple[int, int]] = []
+        self._stage = stage
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._look)
+        self._thread.start()
+
+    def _look(self) -> None:
+        start = time.monotonic()
+        while not self._stop.wait(0.5):
+            for role, size in self._stage.memory().items():
+                self.memory.setdefault(role, []).append((time.monotonic() - start, size))
+            if (seen := self._stage.weights()) is not None:
+                self.generations.append(seen)
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._stop.set()
+        self._thread.join()
+
+
+def say(text: str) -> None:
+    """A line, at once."""
+    print(text, flush=True)
+
+
+def arguments(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="make soak", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=180.0, help="of load (180)")
+    parser.add_argument("--seed", type=int, default=1, help="of load and faults (1)")
+    parser.add_argument("--rate", type=float, default=250.0, help="requests a second (250)")
+    parser.add_argument("--hold", choices=("auto", "on", "off"), default="auto")
+    parser.add_argument("--workers", type=int, default=2, help="of nginx (2)")
+    parser.add_argument("--faults", nargs="*", choices=FAULTS, metavar="NAME", default=list(FAULTS))
+    parser.add_argument("--directory", type=Path, default=Path("var/soak"), help="(var/soak)")
+    parser.add_argument("--json", type=Path, help="also write what was found there")
+    return parser.parse_args(argv)
+
+
+def disturb(
+    stage: Stage, load: Load, random: Random, names: list[str], until: float
+) -> tuple[list[Disturbance], Counter[str]]:
+    """Make the faults in turn, in an order that changes each round."""
+    seen: list[Disturbance] = []
+    made: Counter[str] = Counter()
+    while names:
+        for name in random.sample(names, len(names)):
+            time.sleep(random.uniform(*CALM_SECONDS))
+            if load.since() > until or not load.running:
+                return seen, made
+            at = load.since()
+            what, disturbances = FAULTS[name](Scene(stage, random, load.since))
+            failed = 0 if load.progress is None else load.progress.failed
+            say(f"{at:6.1f} s  {what} ({failed} failed so far)")
+            seen += disturbances
+            made[name] += 1
+            # A service manager would see to it that it lives.
+            if stage.policy is not None and not stage.policy.running:
+                say(f"{load.since():6.1f} s  the policy server has ended; starting it again")
+                stage.start_policy()
+    return seen, made
+
+
+def at_rest(stage: Stage) -> list[str]:
+    """What is not as it should be when nothing happens any more."""
+    wrong = []
+    give_up = time.monotonic() + 20
+    while time.monotonic() < give_up:
+        status = stage.status()
+        wrong = []
+        if status is None:
+            wrong = ["nginx does not answer"]
+        else:
+            flying = {a["address"]: a["in_flight"] for a in status["addresses"] if a["in_flight"]}
+            if flying:
+                wrong.append(f"still in flight: {flying}")
+            if status["weights"]["source"] != "learned":
+                wrong.append("the weights in force are not the policy server's")
+        if not wrong:
+            break
+        time.sleep(0.2)
+    return wrong
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run it; the exit status."""
+    options = arguments(argv)
+    with staged(options.directory.absolute(), hold=options.hold, workers=options.workers) as stage:
+        reasons = unavailable(stage)
+        for name in (n for n in options.faults if n in reasons):
+            say(f"left out: {name} {reasons[name]}")
+        if "disk-full" in options.faults and not stage.mounted:
+            say("no tmpfs can be mounted here: a full disk is one for the policy server alone")
+        names = [n for n in options.faults if n not in reasons]
+        watch = Watch(stage)
+        try:
+            load = Load(stage, options.seed, options.rate, options.seconds)
+            load.began()
+            last = options.seconds - CALM_SECONDS[1]
+            disturbances, made = disturb(stage, load, Random(options.seed), names, last)
+            result = load.result()
+        finally:
+            watch.stop()
+        wrong = at_rest(stage)
+    losses = judge(result.records, disturbances, POSTS)
+    wrong += [f"lost: {told}" for told in losses.unexplained]
+    wrong += backward(watch.generations)
+    rows = []
+    for role, samples in watch.memory.items():
+        grown = growth_ratio(samples, WARM_UP_SECONDS)
+        rows.append([role, f"{max(s for _, s in samples) / 1e6:.1f}", f"{grown:.3f}"])
+        if grown > FLAT_RATIO:
+            wrong.append(f"the memory of the {role} grew to {grown:.2f} of its beginning")
+    say("")
+    say(terminal.table(("process", "MB at most", "last third / first"), rows))
+    say(f"\nfaults: {sum(made.values())}, " + ", ".join(f"{n} {c}" for n, c in made.items()))
+    say(
+        f"requests: {losses.requests}, lost by killed workers {losses.by_killed_worker}, by "
+        f"killed or hanging servers (POST) {losses.by_server}, by Trimtab {losses.lost}"
+    )
+    for told in wrong[:20]:
+        say(f"WRONG: {told}")
+    if options.json:
+        found = {
+            "seconds": options.seconds,
+            "seed": options.seed,
+            "hold": options.hold,
+            "faults": dict(made),
+            "requests": losses.requests,
+            "lost_by_killed_workers": losses.by_killed_worker,
+            "lost_by_servers": losses.by_server,
+            "lost": losses.lost,
+            "wrong": wrong,
+        }
+        options.json.write_text(json.dumps(found, indent=2) + "\n")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
