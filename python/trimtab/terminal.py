@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TextIO
 
-__all__ = ["Progress", "table"]
+__all__ = ["Progress", "columns", "fitted", "table"]
 
 
 # From ten minutes on nobody counts seconds.
@@ -119,3 +119,37 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, indent: str =
 
     rule = indent + "  ".join("-" * width for width in widths)
     return "\n".join([line(header), rule, *(line(r) if r else "" for r in rows)])
+
+
+def columns() -> int | None:
+    """Width of the terminal; None when the output goes elsewhere and nobody says (COLUMNS)."""
+    if sys.stdout.isatty() or os.environ.get("COLUMNS"):
+        return shutil.get_terminal_size().columns
+    return None
+
+
+def fitted(
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    expendable: Sequence[int],
+    width: int | None,
+    *,
+    indent: str = "",
+) -> str:
+    """A table within `width` columns, with a line on what was left out for that.
+
+    `expendable` are the numbers of the columns that may go, the first first; None: all stay.
+    """
+    kept = list(range(len(header)))
+    spare = iter(expendable)
+    while True:
+        of_kept = [[row[c] for c in kept] if row else [] for row in rows]
+        text = table([header[c] for c in kept], of_kept, indent=indent)
+        if width is None or max(map(len, text.splitlines())) <= width:
+            break
+        last = next(spare, None)
+        if last is None:
+            break
+        kept.remove(last)
+    left_out = ", ".join(name for c, name in enumerate(header) if c not in kept)
+    return f"{text}\n{indent}(no room for {left_out})" if left_out else text

@@ -204,6 +204,7 @@ def test_a_terminal_gets_a_bar(url: str) -> None:
 
 BAD = {
     "unknown law 'poisson'": ("--law", "poisson"),
+    "the schedule holds no request": ("--rate", "0"),
     "--rate -5": ("--rate", "-5"),
     "--duration 0": ("--duration", "0"),
     "--processes 0": ("--processes", "0"),

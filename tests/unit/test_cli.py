@@ -42,6 +42,57 @@ def test_an_error_is_one_line_and_status_2(
     assert captured.err.startswith("trimtab: ")
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["load", "http://127.0.0.1:1/", "--rate", "abc"],
+        ["load", "http://127.0.0.1:1/", "--profile", "none"],
+        ["bench", "nothing"],
+        ["demo", "--slowness", "0"],
+        ["collect", "http://127.0.0.1:1/", "--sconds", "3", "-o", "x"],
+        ["nothing"],
+        [],
+    ],
+    ids=" ".join,
+)
+def test_wrong_arguments_are_one_sentence(
+    wrong: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the parser refuses is one line too, that names the argument, and status 2."""
+    with pytest.raises(SystemExit) as ended:
+        main(wrong)
+    assert ended.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith("trimtab")
+    assert not wrong or wrong[-1] in err or "--sconds" in err
+
+
+@pytest.mark.parametrize("command", ["load", "collect", "demo", "bench"])
+def test_help_fits_the_terminal(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No line of the help is wider than a terminal of 80 columns."""
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_the_list_of_the_benchmark_fits_the_terminal(
+    columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Scenarios and balancers with what they are, every line within the terminal."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert main(["bench", "--list"]) == 0
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= columns
+    assert "three-classes" in out
+    assert "haproxy-maxconn" in out
+
+
 def test_check_config_accepts_the_demo(capsys: pytest.CaptureFixture[str]) -> None:
     """The configuration that ships is valid."""
     demo = Path(__file__).parents[2] / "conf-templates" / "demo.toml"

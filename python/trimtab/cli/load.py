@@ -28,22 +28,28 @@ __all__ = ["add_arguments", "run"]
 EPILOG: Final = f"""\
 what is sent, one of:
   a URL with a path          that request, at --rate
-  --profile social           the three request types of the social network, 60% home timelines,
-                             30% user timelines, 10% posts, at --rate in all
-  --profile founding         three streams of random periods (30 to 600 s at 100 to 2000
-                             requests/s, a random law) and pauses (10 to 100 s)
+  --profile social           the three request types of the social network:
+                             60% home timelines, 30% user timelines, 10% posts,
+                             at --rate in all
+  --profile founding         three streams of random periods (30 to 600 s at 100
+                             to 2000 requests/s, a random law) and pauses (10
+                             to 100 s)
   --class KEY=VALUE,...      any number of classes of your own:
       name=NAME rate=PER_SECOND          needed
-      law={"|".join(LAWS)}            of the gaps between requests (default exp)
-      workload={"|".join(SOCIAL)}         a request type of the social network, or:
-      path=/PATH method=GET body=TEXT    one request (the default path is the URL's)
+      law={"|".join(LAWS)}            of the gaps (default exp)
+      workload={"|".join(SOCIAL)}         a social-network request, or:
+      path=/PATH method=GET body=TEXT    one request (default path: the URL's)
       deadline=SECONDS                   for the accumulated relative tardiness
-      work=LAW:MEAN[:SHAPE]              header X-Trimtab-Work; {", ".join(WORK_LAWS)}
-      steps=AT:RATE[:LAW]/AT:RATE...     other rates from AT seconds on; 0 is a pause
-      bursts=FACTOR:BURST:CALM[:shared]  two-state Markov bursts, mean lengths in seconds
+      work=LAW:MEAN[:SHAPE]              header X-Trimtab-Work;
+                                         {", ".join(WORK_LAWS)}
+      steps=AT:RATE[:LAW]/AT:RATE...     other rates from AT seconds on;
+                                         0 is a pause
+      bursts=FACTOR:BURST:CALM[:shared]  two-state Markov bursts, mean lengths
+                                         in seconds
 
-The whole schedule is computed beforehand from --seed. Response times count from the intended
-time of each request. A run whose send lag or rate is off is called not valid: exit status 1.
+The whole schedule is computed beforehand from --seed. Response times count from
+the intended time of each request. A run whose send lag or rate is off is called
+not valid: exit status 1.
 """
 
 
@@ -120,7 +126,7 @@ def run(arguments: argparse.Namespace) -> int:
     with terminal.Progress(schedule.seconds) as bar:
         progress = None if arguments.quiet else show_progress(bar)
         result, caught = asyncio.run(_send(schedule, where, arguments, progress))
-    print(table(result))
+    print(table(result, terminal.columns()))
     for path, write in outputs:
         if path is not None:
             write(result, path)
@@ -181,7 +187,10 @@ def _schedule(arguments: argparse.Namespace, where: Target) -> Schedule:
     headers = tuple(_header(text) for text in arguments.header)
     classes = _classes(arguments, where, seconds * arguments.time_scale)
     classes = [_with(c, arguments.deadline, headers) for c in classes]
-    return build(classes, seconds=seconds * arguments.time_scale, seed=arguments.seed)
+    schedule = build(classes, seconds=seconds * arguments.time_scale, seed=arguments.seed)
+    if not len(schedule):
+        raise ConfigError("the schedule holds no request: make the run longer or the rate higher")
+    return schedule
 
 
 def _classes(arguments: argparse.Namespace, where: Target, seconds: float) -> list[ClassLoad]:

