@@ -25,6 +25,7 @@ from trimtab.deciding import NEUTRAL_NAME, Deciding, Policy
 from trimtab.errors import SourceError, TrimtabError
 from trimtab.estimate import Estimates, Estimator, deadline_seconds
 from trimtab.explain import explain
+from trimtab.fleet import Fleet
 from trimtab.guard import Guard
 from trimtab.journal import Entry, Journal
 from trimtab.learn.features import features
@@ -34,7 +35,7 @@ from trimtab.overview import Change, View
 from trimtab.policy import Learned, Neutral
 from trimtab.store import Store
 from trimtab.traffic import History, Totals
-from trimtab.window import Meter, accumulate, class_total, merge
+from trimtab.window import accumulate, class_total
 
 __all__ = ["Actuator", "Controller", "Policy", "Source", "build"]
 
@@ -117,7 +118,7 @@ class Controller:
         self._observed_seconds = 0.0
         self._observed: Window | None = None  # while a class lacks its deadline
         self._recent: deque[Window] = deque()
-        self._meters: dict[str, Meter] = {}
+        self._fleet = Fleet()
         self._deciding = Deciding(policy, guard.trials, config.learning.decision_seconds)
         self._in_force: Weights | None = None
         self._journal = Journal()
@@ -178,14 +179,11 @@ class Controller:
             return None
         self._trouble("source", "")
         self._snapshots = snapshots
-        names = {s.instance for s in snapshots}
-        self._meters = {n: m for n, m in self._meters.items() if n in names}
-        taken = [self._meters.setdefault(s.instance, Meter()).take(s) for s in snapshots]
-        windows = [w for w in taken if w is not None]
-        if not windows:
+        merged = self._fleet.take(snapshots)
+        if merged is None:
             return None
         # Balancers that have nothing new in this very step share the servers all the same.
-        return replace(merge(windows), instances=len(snapshots))
+        return replace(merged, instances=len(snapshots))
 
     def _trouble(self, part: str, what: str) -> None:
         """Log and journal a change of state of a part: in trouble with `what`, or well ("")."""

@@ -13,6 +13,7 @@ from typing import Any, Final
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError
 
+from trimtab import rows
 from trimtab.bounds import (
     MessageError,
     check_counts,
@@ -23,6 +24,7 @@ from trimtab.bounds import (
     check_unique,
     wire_fields,
 )
+from trimtab.columns import Addresses, Columns, Layout, Pairs
 from trimtab.config import MAX_PAIRS, MAX_PEERS, MAX_UPSTREAMS
 from trimtab.model import (
     BUCKET_BOUNDS_SECONDS,
@@ -51,9 +53,10 @@ __all__ = [
 # out of bounds, and is refused before it is parsed.
 MAX_QUERY_BYTES: Final = 72 * 1024
 
-# A report up to this size is parsed as it is. An empty sub-message is two bytes on the wire and
-# about 170 in memory, so a larger one (8 MiB would become 700 MB) has its parts counted first.
-UNCOUNTED_BYTES: Final = 64 * 1024
+# A report up to this size (four times that of a hundred peers) is parsed as it is. An empty
+# sub-message is two bytes on the wire and about 170 in memory, so a larger one (8 MiB would become
+# 700 MB) has its parts counted first.
+UNCOUNTED_BYTES: Final = 256 * 1024
 
 # Twice the fields that a report in bounds can have outside its pairs: counting stops there, so a
 # message of a million tiny fields costs milliseconds.
@@ -107,27 +110,92 @@ def decode_query(raw: bytes) -> Query:
     )
 
 
-def decode_report(raw: bytes, known: Mapping[str, frozenset[str]]) -> Report:
+def decode_report(
+    raw: bytes,
+    known: Mapping[str, frozenset[str]],
+    layouts: dict[Any, Layout] | None = None,
+) -> Report:
     """The ReportStatsRequest in `raw`, without what is not `known` (upstream -> addresses).
 
-    Raises MessageError; what is unknown is held to the same bounds.
+    `layouts` remembers, from one call to the next with the same `known`, which names make which
+    rows. Raises MessageError; what is unknown is held to the same bounds.
     """
     if len(raw) > UNCOUNTED_BYTES:
         _count_parts(raw)
-    message = _parse(policy_pb2.ReportStatsRequest, raw)
+
+    def lay(upstreams: rows.Names, addresses: tuple[str, ...]) -> Layout | None:
+        return _lay(upstreams, addresses, known)
+
+    quick = rows.parse(raw, lay, {} if layouts is None else layouts)
+    if quick is not None:
+        return _quick_report(*quick)
+    return _careful_report(_parse(policy_pb2.ReportStatsRequest, raw), known)
+
+
+def _check_head(message: Any) -> None:
+    """The bounds of the single fields of a report, and of its classes' names and gauges."""
     check_text(message.instance, "instance")
     scalars = (message.start, message.sequence, message.generation)
     check_counts(scalars, ("start", "sequence", "generation"))
     if message.start == 0:
         raise MessageError("start is 0; it must name the life of the counters, more than 0")
     check_doubles((message.clock_seconds,), ("clock_seconds",))
-    check_length(message.upstreams, "upstreams", MAX_UPSTREAMS)
-    check_unique([u.upstream for u in message.upstreams], "upstreams")
-    total = sum(len(u.peers) for u in message.upstreams)
+
+
+def _check_names(upstreams: rows.Names, addresses: Sequence[str]) -> None:
+    check_length(upstreams, "upstreams", MAX_UPSTREAMS)
+    check_unique([name for name, _ in upstreams], "upstreams")
+    total = sum(len(peers) for _, peers in upstreams)
     if total > MAX_PAIRS:
         raise MessageError(f"upstreams have {total} peers in all; at most {MAX_PAIRS} are allowed")
-    check_length(message.addresses, "addresses", MAX_PAIRS)
-    check_unique([a.address for a in message.addresses], "addresses")
+    check_length(addresses, "addresses", MAX_PAIRS)
+    check_unique(addresses, "addresses")
+
+
+def _lay(
+    upstreams: rows.Names, addresses: tuple[str, ...], known: Mapping[str, frozenset[str]]
+) -> Layout | None:
+    """The layout of these names; None when a bound is broken, which the careful way names."""
+    try:
+        _check_names(upstreams, addresses)
+        for name, peers in upstreams:
+            check_text(name, "upstream")
+            check_length(peers, "peers", MAX_PEERS)
+            check_unique(peers, "peers")
+        for address in (*addresses, *(a for _, peers in upstreams for a in peers)):
+            check_text(address, "address")
+    except MessageError:
+        return None
+    return rows.known_rows(upstreams, addresses, known)
+
+
+def _quick_report(message: Any, columns: Columns) -> Report:
+    _check_head(message)
+    waiting = {u.upstream: u.waiting for u in message.upstreams}
+    check_counts(tuple(waiting.values()), [f"upstreams[{n}].waiting" for n in range(len(waiting))])
+    return Report(
+        snapshot=Snapshot(
+            instance=message.instance,
+            start=message.start,
+            clock_seconds=message.clock_seconds,
+            pairs=Pairs(columns),
+            addresses=Addresses(columns),
+            waiting={name: waiting[name] for name in columns.layout.rows},
+            connections=_connections(message.connections),
+            generation=message.generation,
+        ),
+        sequence=message.sequence,
+        unknown=columns.layout.unknown,
+    )
+
+
+def _careful_report(message: Any, known: Mapping[str, frozenset[str]]) -> Report:
+    """With every check in turn, so that the first bound broken is named."""
+    _check_head(message)
+    _check_names(
+        tuple((u.upstream, tuple(p.address for p in u.peers)) for u in message.upstreams),
+        [a.address for a in message.addresses],
+    )
 
     unknown: dict[str, None] = {}
     pairs: dict[str, dict[str, PairCounters]] = {}

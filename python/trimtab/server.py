@@ -136,6 +136,7 @@ class PolicyServer:
         self._board = board
         self._observe = observe
         self._known = {u.name: frozenset(p.address for p in u.peers) for u in config.upstreams}
+        self._layouts: dict[Any, Any] = {}
         self._answers: messages.Answers | None = None
         # One large report is decoded at a time: its memory is bounded, that of many is not.
         self._large = asyncio.Semaphore(1)
@@ -264,9 +265,11 @@ class PolicyServer:
     async def _report_stats(self, raw: bytes) -> bytes:
         if len(raw) > messages.UNCOUNTED_BYTES:
             async with self._large:
-                report = await asyncio.to_thread(messages.decode_report, raw, self._known)
+                report = await asyncio.to_thread(
+                    messages.decode_report, raw, self._known, self._layouts
+                )
         else:
-            report = messages.decode_report(raw, self._known)
+            report = messages.decode_report(raw, self._known, self._layouts)
         try:
             accepted = self._source.put(report.snapshot, report.sequence)
         except SourceError as error:

@@ -217,6 +217,16 @@ class Meter:
     def __init__(self) -> None:
         self._last: Snapshot | None = None
 
+    @property
+    def last(self) -> Snapshot | None:
+        """What the next window begins with."""
+        return self._last
+
+    def go_on(self, snapshot: Snapshot) -> None:
+        """Begin the next window with `snapshot`; whoever calls has made the one before, and it has
+        the peers of `last`."""
+        self._last = snapshot
+
     def take(self, snapshot: Snapshot) -> Window | None:
         """The window since the last snapshot taken; None for the first, a repeated or a late one.
 
@@ -245,6 +255,8 @@ class Meter:
                     mine[address] = counters
                     left -= 1
         gone = [(a, c) for a, c in last.addresses.items() if a not in snapshot.addresses]
+        if left == self.MAX_VANISHED and not gone:
+            return snapshot
         addresses = dict(snapshot.addresses) | dict(gone[: self.MAX_VANISHED])
         return replace(snapshot, pairs=pairs, addresses=addresses)
 

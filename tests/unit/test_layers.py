@@ -19,9 +19,10 @@ ROWS = (
     ("errors", "model"),
     ("alarm", "children", "logs", "notify", "paths", "tables", "terminal", "v1"),
     # 1: the configuration and what computes without I/O
-    ("checks",),
+    ("checks", "columns"),
     ("bounds", "config", "fits", "queued", "window"),
-    ("bearer", "estimate", "learn", "listen", "messages", "tls"),
+    ("rows",),
+    ("bearer", "estimate", "fleet", "learn", "listen", "messages", "tls"),
     ("trials",),
     ("guard",),
     # 2: what decides, reads, acts, and the worlds to act in
@@ -51,8 +52,8 @@ HOMES = {
     "torch": {"learn.dqn"},
     "requests": {"sources", "cli"},
     "jinja2": {"actuators.nginx_conf"},
-    "trimtab.v1": {"messages"},
-    "google": {"messages"},
+    "trimtab.v1": {"messages", "rows"},
+    "google": {"messages", "rows"},
     "grpc": {"server"},
     "grpc_health": {"server"},
     "grpc_reflection": {"server"},

@@ -278,9 +278,9 @@ def test_pairs_and_addresses_are_bounded_in_all(server: serving.Serving, message
         ("ReportStats", b"\x2a\x00" * 4_000_000, "more fields than any"),
         ("ReportStats", b"\x2a\x80\x80\xf4\x03" + b"\x1a\x00" * 4_096_000, "more fields than any"),
         ("ReportStats", b"\x10\x01" * 4_000_000, "more fields than any"),
-        ("ReportStats", b"\x2a\xff\xff\x7f" + b"\0" * 70_000, "not a report: it is cut short"),
-        ("ReportStats", b"\x2a" + b"\xff" * 70_000, "not a report: it is cut short"),
-        ("ReportStats", b"\x2b" * 70_000, "not a report: wire type 3"),
+        ("ReportStats", b"\x2a\xff\xff\x7f" + b"\0" * 300_000, "not a report: it is cut short"),
+        ("ReportStats", b"\x2a" + b"\xff" * 300_000, "not a report: it is cut short"),
+        ("ReportStats", b"\x2b" * 300_000, "not a report: wire type 3"),
     ],
     ids=[
         "truncated", "utf8", "rubbish", "long-query", "empty-upstreams", "empty-peers", "scalars",

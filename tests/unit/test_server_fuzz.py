@@ -55,6 +55,16 @@ def seeds() -> dict[str, list[bytes]]:
                 addresses=[stats], connections={"active": 3},
             ).SerializeToString(),
             pb.ReportStatsRequest(instance="b", start=2, sequence=9).SerializeToString(),
+            # Large enough for the quick way (trimtab.rows).
+            pb.ReportStatsRequest(
+                instance="c", start=1, sequence=1,
+                upstreams=[pb.UpstreamStats(upstream=f"u{n}", peers=[peer]) for n in range(3)],
+                addresses=[
+                    pb.AddressStats(address=f"10.0.0.{n}:80", completions_at=[n] * 32,
+                                    seconds_at=[0.5] * 32)
+                    for n in (1, 2, 3)
+                ],
+            ).SerializeToString(),
         ],
     }  # fmt: skip
 
