@@ -3,6 +3,8 @@
 import contextlib
 import json
 import os
+import re
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -218,3 +220,45 @@ def test_stopping_node_answers(demo: Callable[..., Demo], tmp_path: Path) -> Non
         held.close()
         assert answer.result().body == b"Successfully upload post\n"
     assert node.wait()[0] == 143
+
+
+# As DeathStarBench's compose-post.lua and read-home-timeline.lua: whole URLs in the request
+# line, text that nothing escapes.
+WRK_SCRIPT = """
+local base = "%s"
+local kinds = {"hello @username_5", "http://a.example/b?c=d", "100%%", "a+b", '"x"', "\\\\u{e9}"}
+local number = 0
+request = function()
+  number = number + 1
+  local user = number %% 30 + 1
+  local form = {["Content-Type"] = "application/x-www-form-urlencoded"}
+  if number %% 2 == 0 then
+    local args = "user_id=" .. user .. "&start=0&stop=10"
+    return wrk.format("GET", base .. "/wrk2-api/home-timeline/read?" .. args, form)
+  end
+  local body = "username=username_" .. user .. "&user_id=" .. user .. "&text="
+    .. table.concat(kinds, " ") .. '&media_ids=["1234"]&media_types=["png"]&post_type=0'
+  return wrk.format("POST", base .. "/wrk2-api/post/compose", form, body)
+end
+"""
+
+
+@pytest.mark.skipif(shutil.which("wrk") is None, reason="there is no wrk")
+def test_wrk_with_a_lua_script_works_against_it(demo: Callable[..., Demo], tmp_path: Path) -> None:
+    """wrk with a script as DeathStarBench's: every answer is 2xx, and the posts can be read."""
+    _, (address, _), _ = two_nodes(demo, "--slowness", "0.1")
+    script = tmp_path / "mixed.lua"
+    script.write_text(WRK_SCRIPT % f"http://{address}")
+    done = subprocess.run(
+        ["wrk", "-t1", "-c2", "-d1s", "-s", str(script), f"http://{address}"],
+        capture_output=True, text=True, timeout=30, check=True,
+    )  # fmt: skip
+    assert "Non-2xx" not in done.stdout
+    assert "Socket errors" not in done.stdout
+    count = re.search(r"(\d+) requests in", done.stdout)
+    assert count is not None
+    assert int(count[1]) > 2
+    timeline = get(address, "/wrk2-api/user-timeline/read?user_id=2&start=0&stop=1").body
+    (newest,) = json.loads(timeline)
+    assert newest["text"].startswith("hello @username_5 http://short-url/")
+    assert newest["user_mentions"] == [{"user_id": "5", "username": "username_5"}]

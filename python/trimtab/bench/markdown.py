@@ -80,7 +80,9 @@ def markdown_of(plan: Plan, results: Results) -> str:
             )
     if comparisons:
         losses = "\n".join(f"* {c}" for c in lost(comparisons)) or "In none of these comparisons."
-        blocks.append(f"### Where Trimtab loses\n\nRatios of Trimtab's to the other's.\n\n{losses}")
+        blocks.append(
+            f"### Where Trimtab loses in these\n\nRatios of Trimtab's to the other's.\n\n{losses}"
+        )
     said = "\n".join(
         f"* {line}" for line in notes(plan, results).splitlines() if not line.startswith("* ")
     )

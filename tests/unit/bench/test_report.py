@@ -139,7 +139,7 @@ def test_markdown_has_what_the_documentation_needs(plan: Plan, results: Results)
     assert "Trimtab's ART is lower in 2 of 3 comparisons" in text
     assert "| **Trimtab, hold = auto (told the slots)** | **8.0** | **0.05 [" in text
     assert "| *bound: a bound* | 2.0 |" in text
-    lost = text.partition("### Where Trimtab loses")[2]
+    lost = text.partition("### Where Trimtab loses in these")[2]
     assert (
         "three-classes: against HAProxy leastconn, maxconn = slots (told the slots): ART 1.9"
         in (lost)
