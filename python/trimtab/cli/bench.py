@@ -27,6 +27,7 @@ QUICK_SCENARIOS: Final = ("speeds", "slowdown", "three-classes", "sharing")
 QUICK_SECONDS: Final = 8.0
 # Long enough for a slowdown of ten seconds in the middle.
 FULL_SECONDS: Final = 30.0
+DEFAULT_SEEDS: Final = 3
 # Of one round of `trimtab bench cost`.
 COST_SECONDS: Final = 4.0
 
@@ -53,8 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.epilog = EPILOG
     parser.add_argument(
-        "what", nargs="?", choices=("compare", "cost"), default="compare",
-        help="compare balancers (default), or measure what a request costs them in processor time",
+        "what", nargs="?", choices=("compare", "cost", "learning"), default="compare",
+        help="compare balancers (default), measure what a request costs them in processor time, or "
+        "compare what is learned (with --twin)",
     )  # fmt: skip
     parser.add_argument(
         "--scenario", nargs="+", metavar="NAME", help="run these, or all (default: a short set)"
@@ -63,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--balancer", nargs="+", metavar="NAME", help="run these, or all (default: a short set)"
     )
     parser.add_argument(
-        "--seeds", type=int, default=3, metavar="N", help="1 to N; rounds of cost (default 3)"
+        "--seeds", type=int, metavar="N", help="1 to N; rounds of cost (default 3, learning 5)"
     )
     parser.add_argument(
         "--workers", type=int, default=1, metavar="N",
@@ -89,6 +91,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--markdown", action="store_true", help="print Markdown (also written to results.md)"
     )
+    parser.add_argument(
+        "--twin", action="store_true", help="with learning: in the simulator, an hour in seconds"
+    )
     parser.add_argument("--list", action="store_true", help="list scenarios and balancers")
 
 
@@ -100,6 +105,12 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.list:
         _list()
         return 0
+    if arguments.twin != (arguments.what == "learning"):
+        raise ConfigError("learning is compared in the twin: trimtab bench learning --twin")
+    if arguments.what == "learning":
+        from trimtab.cli import bench_learning
+
+        return bench_learning.run(arguments)
     if arguments.what == "cost":
         return _cost(arguments)
     wanted = plan(arguments)
@@ -175,14 +186,15 @@ async def _interruptible(plan: Plan, results: Results, bar: terminal.Progress) -
 
 def _lengths(arguments: argparse.Namespace, default_seconds: float) -> tuple[int, float]:
     """Seeds (or rounds) and seconds of a run, checked."""
-    if not 1 <= arguments.seeds <= 1000:
-        raise ConfigError(f"--seeds {arguments.seeds}: it must be from 1 to 1000")
+    seeds = DEFAULT_SEEDS if arguments.seeds is None else arguments.seeds
+    if not 1 <= seeds <= 1000:
+        raise ConfigError(f"--seeds {seeds}: it must be from 1 to 1000")
     seconds = default_seconds if arguments.duration is None else arguments.duration
     if not 1 <= seconds <= 86400:
         raise ConfigError(f"--duration {seconds:g}: it must be from 1 to 86400 seconds")
     if not 1 <= arguments.workers <= 64:
         raise ConfigError(f"--workers {arguments.workers}: it must be from 1 to 64")
-    return arguments.seeds, seconds
+    return seeds, seconds
 
 
 def _directory(path: Path) -> Path:
@@ -241,7 +253,7 @@ def plan(arguments: argparse.Namespace) -> Plan:
     balancers = arguments.balancer or (every[1] if full else QUICK)
     scenarios = every[0] if "all" in scenarios else scenarios
     balancers = every[1] if "all" in balancers else balancers
-    _, seconds = _lengths(arguments, FULL_SECONDS if full else QUICK_SECONDS)
+    seeds, seconds = _lengths(arguments, FULL_SECONDS if full else QUICK_SECONDS)
     if arguments.nginx:
         _check_nginx(arguments.nginx)
     found = [find(name) for name in dict.fromkeys(scenarios)]
@@ -250,7 +262,7 @@ def plan(arguments: argparse.Namespace) -> Plan:
     return Plan(
         scenarios=found,
         balancers=chosen(balancers, nginx=arguments.nginx),
-        seeds=range(1, arguments.seeds + 1),
+        seeds=range(1, seeds + 1),
         directory=_directory(arguments.output),
         seconds=seconds,
         resume=arguments.resume,

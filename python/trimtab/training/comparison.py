@@ -1,0 +1,207 @@
+"""What learning adds, in the twin: the same requests under every learner, and under faults.
+
+    least_conn    nginx's, counting per class (`twin.events`)
+    heuristic     neutral: the rule and the estimates, every W = 1; what ratios are to
+    table, cold   tabular Q-learning from nothing
+    table         from the trained file: states, values, searched W
+    dqn           the same with the network of a DQN, where one was trained
+    twin W        the searched W, fixed: neither guard nor trial
+    garbage       as table, but its learner is told random rewards
+    poisoned      a trained file whose W are the searched ones turned round, and praised
+    nan           as table, but one report in five has rows of NaN
+
+A run is cut in halves. The first is *during* learning: observation, trial and all; the second
+*after* it. All runs of a seed have the same requests, so ratios are paired by seed. The twin
+dispatches each request at once: late binding is not in it.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from random import Random
+from typing import Any, Final
+
+from trimtab.bench.scenario import schedule, simulator_input
+from trimtab.bench.statistics import ART_FLOOR, Ratio, median, paired_ratio
+from trimtab.config import Config
+from trimtab.demo.scenario import Scenario
+from trimtab.learn import trained
+from trimtab.learn.actions import PROFILES, searched
+from trimtab.learn.trained import Trained
+from trimtab.model import Snapshot
+from trimtab.policy import Learned, Neutral
+from trimtab.training.live import Fixed, live, world_of
+from trimtab.twin.bounds import summary
+from trimtab.twin.events import Rule, simulate
+from trimtab.twin.world import World
+
+__all__ = ["BASE", "FAULTS", "HALVES", "LEARNERS", "Comparison", "poisoned"]
+
+BASE: Final = "heuristic"
+LEARNERS: Final = ("least_conn", BASE, "table, cold", "table", "dqn", "twin W")
+FAULTS: Final = ("garbage", "poisoned", "nan")
+HALVES: Final = ("during", "after")
+
+# One report in so many is spoilt.
+NAN_EVERY: Final = 5
+
+# Random rewards are as large as real ones.
+GARBAGE: Final = (-5.0, 5.0)
+
+
+class _Garbage(Learned):
+    """A learner that is told random rewards."""
+
+    def __init__(self, config: Config, given: Trained | None, seed: int) -> None:
+        super().__init__(config, given)
+        self._dice = Random(seed)  # noqa: S311 -- rewards need a seed, not secrecy
+
+    def learn(self, profile: str, reward: float) -> None:
+        """Something else."""
+        del reward
+        super().learn(profile, self._dice.uniform(*GARBAGE))
+
+
+class _Spoilt:
+    """A source whose reports now and then have rows of NaN."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._count = 0
+
+    def read(self) -> tuple[Snapshot, ...]:
+        """The world's counters, every fifth time with NaN in the times of one server."""
+        self._count += 1
+        snapshots = self._world.read()
+        if self._count % NAN_EVERY:
+            return snapshots
+        return tuple(replace(s, pairs=_spoilt(s.pairs)) for s in snapshots)
+
+
+def _spoilt(pairs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    spoilt = {name: dict(peers) for name, peers in pairs.items()}
+    for peers in spoilt.values():
+        first = next(iter(peers))
+        peers[first] = replace(
+            peers[first],
+            response_time_seconds=math.nan,
+            tardiness=math.nan,
+            unqueued_seconds=math.nan,
+        )
+    return spoilt
+
+
+def poisoned(given: Trained) -> Trained:
+    """A trained file as an enemy would write it: every searched W turned into its inverse (or, with
+    none, the first servers at the bound), and the values saying that it is by far the best."""
+    profiles = []
+    for profile in given.profiles:
+        factors = {n: {a: 1 / w for a, w in peers.items()} for n, peers in profile.factors.items()}
+        profiles.append(searched(profile.name, profile.summary, factors))
+    praised = [[p.name, 8, 3.0, 0.01] for p in profiles]
+    others = [
+        row for row in given.table.get("overall", []) if row[0] not in {p.name for p in profiles}
+    ]
+    table = {"rows": [], "overall": [*others, *praised]}
+    return Trained(profiles=tuple(profiles), clusters=given.clusters, table=table)
+
+
+@dataclass(slots=True)
+class Comparison:
+    """The runs of one scenario; `art` is by who, half and seed, `promoted` seconds by who and seed
+    (absent: nothing was promoted).
+
+    Args:
+        scenario, config: what is compared on.
+        tables, network: the trained files; `network` None where there is none.
+        seconds: of each run.
+    """
+
+    scenario: Scenario
+    config: Config
+    tables: Path
+    network: Path | None
+    seconds: float
+    art: dict[str, dict[str, dict[int, float]]] = field(default_factory=dict)
+    promoted: dict[str, dict[int, float]] = field(default_factory=dict)
+
+    def run(
+        self, who: Sequence[str], seeds: Sequence[int], told: Callable[[float, str], None]
+    ) -> None:
+        """All of them on all seeds; `told` hears the simulated seconds done, and what runs."""
+        done = 0.0
+        for seed in seeds:
+            for name in who:
+                if name == "dqn" and self.network is None:
+                    continue
+                before = done
+
+                def progress(now: float, _note: str, at: float = before, of: str = name) -> None:
+                    told(at + now, f"{self.scenario.name}, {of}, seed {seed}")  # noqa: B023
+
+                for half, value in self._one(name, seed, progress):
+                    self.art.setdefault(name, {}).setdefault(half, {})[seed] = value
+                done += self.seconds
+
+    def ratio(self, who: str, half: str) -> Ratio | None:
+        """ART of the half to the heuristic's, paired by seed."""
+        base = self.art.get(BASE, {}).get(half, {})
+        return paired_ratio(self.art.get(who, {}).get(half, {}), base, floor=ART_FLOOR)
+
+    def promotion_minutes(self, who: str) -> float | None:
+        """Median minutes from the start until a profile was promoted; None where none was."""
+        found = self.promoted.get(who)
+        return median(found) / 60 if found else None
+
+    def _one(
+        self, who: str, seed: int, told: Callable[[float, str], None]
+    ) -> Iterator[tuple[str, float]]:
+        if who == "least_conn":
+            yield from self._least_conn(seed)
+            return
+        learning = self.config.learning
+        off = replace(self.config, learning=replace(learning, enabled=False))
+        config = off if who in (BASE, "twin W") else self.config
+        world = world_of(
+            self.scenario,
+            config,
+            seed,
+            self.seconds,
+            delay_seconds=config.policy.interval_seconds / 2,
+        )
+        lived = live(
+            world,
+            config,
+            self._policy(who, config, seed),
+            self.seconds,
+            told,
+            _Spoilt(world) if who == "nan" else None,
+        )
+        if lived.promoted_seconds is not None:
+            self.promoted.setdefault(who, {})[seed] = lived.promoted_seconds
+        middle = self.seconds / 2
+        yield HALVES[0], lived.art_between(0.0, middle)
+        yield HALVES[1], lived.art_between(middle, self.seconds)
+
+    def _policy(self, who: str, config: Config, seed: int) -> Learned | Neutral:
+        if who == BASE:
+            return Neutral(config)
+        if who == "table, cold":
+            return Learned(config)
+        given = trained.load(self.network if who == "dqn" and self.network else self.tables, config)
+        if who == "twin W":
+            return Fixed(config, "twin", (*PROFILES, *given.profiles))
+        if who == "garbage":
+            return _Garbage(config, given, seed)
+        return Learned(config, poisoned(given) if who == "poisoned" else given)
+
+    def _least_conn(self, seed: int) -> Iterator[tuple[str, float]]:
+        drawn = schedule(self.scenario, seed, self.seconds)
+        servers, requests, changes = simulator_input(self.scenario, drawn)
+        records = simulate(servers, requests, Rule(name="least_conn", per_class=True), changes)
+        whole = summary(requests, records)
+        later = summary(requests, records, after_seconds=self.seconds / 2)
+        sums = whole.art_per_1000 * whole.requests - later.art_per_1000 * later.requests
+        yield HALVES[0], sums / max(1, whole.requests - later.requests)
+        yield HALVES[1], later.art_per_1000
