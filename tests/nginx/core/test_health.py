@@ -206,7 +206,7 @@ HEALTH = {
 }
 
 
-@pytest.mark.parametrize(("hold", "workers"), [("off", 1), ("on", 1), ("off", 2)])
+@pytest.mark.parametrize(("hold", "workers"), [("off", 2), ("on", 1)])
 def test_a_failing_server_is_ejected_and_comes_back(
     tmp_path: Path, hold: str, workers: int
 ) -> None:
@@ -385,12 +385,12 @@ def test_a_silent_server_is_left_until_it_answers(tmp_path: Path, hold: str) -> 
                     asyncio.run_coroutine_threadsafe(free.acquire(), group.loop)
                 )
             more = asyncio.create_task(
-                load(nginx.port, ["/a"], concurrency=10, seconds=2.0, headers="X-Work: 0.01\r\n")
+                load(nginx.port, ["/a"], concurrency=10, seconds=1.1, headers="X-Work: 0.01\r\n")
             )
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(0.6)
             assert address(nginx, silent)["ejection"] == "stall"
             seen = silent.seen
-            await asyncio.sleep(0.3)
+            await asyncio.sleep(0.2)
             assert silent.seen == seen
             for _ in range(2):
                 group.loop.call_soon_threadsafe(free.release)
@@ -430,7 +430,7 @@ def test_a_killed_worker_takes_its_try_of_a_server_along(tmp_path: Path) -> None
         group[0].fault = "500"
         until(lambda: bool(run(nginx, 0.1, clients=8)) and address(nginx, group[0])["down"], 5)
         group[0].fault = ""
-        time.sleep(0.7)
+        time.sleep(0.65)
         seen = group[0].seen
         caught = threading.Thread(
             target=lambda: asyncio.run(
@@ -464,7 +464,7 @@ def test_a_post_tries_no_ejected_server(tmp_path: Path) -> None:
         group[0].fault = "500"
         until(lambda: bool(run(nginx, 0.1, clients=8)) and address(nginx, group[0])["down"], 5)
         group[0].fault = ""
-        time.sleep(0.7)
+        time.sleep(0.65)
         seen = group[0].seen
         for _ in range(5):
             assert nginx.get("/a", method="POST")[0] == 200
@@ -482,7 +482,7 @@ def test_a_client_that_leaves_while_it_tries_leaves_no_trace(tmp_path: Path) -> 
         group[0].fault = "500"
         until(lambda: bool(run(nginx, 0.1, clients=8)) and address(nginx, group[0])["down"], 5)
         group[0].fault = ""
-        time.sleep(0.7)
+        time.sleep(0.65)
         seen = group[0].seen
         abort(nginx.port, "/a", 0.1, "X-Work: 3\r\n")
         until(nginx.is_at_rest)
