@@ -98,3 +98,24 @@ def test_check_config_accepts_the_demo(capsys: pytest.CaptureFixture[str]) -> No
     demo = Path(__file__).parents[2] / "conf-templates" / "demo.toml"
     assert main(["check-config", str(demo)]) == 0
     assert "3 upstreams, 3 servers" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["statsu"], "there is no command 'statsu'"),
+        (["statsu"], "did you mean 'status'?"),
+        (["status", "--wach"], "did you mean '--watch'?"),
+        (["status", "--url", "x"], "`trimtab status --help` tells more"),
+        (["completion", "bsh"], "did you mean 'bash'?"),
+    ],
+)
+def test_a_typo_gets_the_usage_that_helps(
+    argv: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is nearest is named, and the help of the command at hand; status 2."""
+    with pytest.raises(SystemExit) as ended:
+        main(argv)
+
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err

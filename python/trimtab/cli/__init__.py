@@ -99,6 +99,15 @@ def parser(commands: Collection[str]) -> argparse.ArgumentParser:
     return whole
 
 
+def _of(whole: argparse.ArgumentParser, command: str) -> argparse.ArgumentParser:
+    """The parser of one command."""
+    for action in whole._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            found: argparse.ArgumentParser = action.choices[command]
+            return found
+    return whole
+
+
 def _module(command: str) -> Any:
     return importlib.import_module(f"trimtab.cli.{command.replace('-', '_')}")
 
@@ -107,7 +116,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status. A TrimtabError becomes one line on stderr."""
     argv = list(sys.argv[1:] if argv is None else argv)
     command = next((a for a in argv if a in COMMANDS), None)
-    arguments = parser([command] if command else []).parse_args(argv)
+    whole = parser([command] if command else [])
+    arguments, unknown = whole.parse_known_args(argv)
+    if unknown:
+        # The command's own usage helps, where argparse would show that of the whole.
+        _of(whole, arguments.command).error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
         return int(_module(arguments.command).run(arguments) or 0)
     except TrimtabError as error:

@@ -18,6 +18,10 @@ def run(arguments: argparse.Namespace) -> int:
     addresses = {p.address for u in checked.upstreams for p in u.peers}
     print(
         f"{arguments.file}: fine; mode {checked.nginx.mode}, "
-        f"{len(checked.upstreams)} upstreams, {len(addresses)} servers"
+        f"{_counted(len(checked.upstreams), 'upstream')}, {_counted(len(addresses), 'server')}"
     )
     return 0
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
