@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import json
 import shutil
 import signal
 import sys
@@ -30,6 +31,8 @@ FULL_SECONDS: Final = 30.0
 DEFAULT_SEEDS: Final = 3
 # Of one round of `trimtab bench cost`.
 COST_SECONDS: Final = 4.0
+# Of each size of `trimtab bench scale`.
+SCALE_SECONDS: Final = 20.0
 
 
 def _listed(what: str, words: Sequence[str]) -> str:
@@ -54,9 +57,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.epilog = EPILOG
     parser.add_argument(
-        "what", nargs="?", choices=("compare", "cost", "learning"), default="compare",
-        help="compare balancers (default), measure what a request costs them in processor time, or "
-        "compare what is learned (with --twin)",
+        "what", nargs="?", choices=("compare", "cost", "learning", "scale"), default="compare",
+        help="compare balancers (default), measure what a request costs them in processor time, "
+        "compare what is learned (with --twin), or what many nginx cost one policy server (scale)",
     )  # fmt: skip
     parser.add_argument(
         "--scenario", nargs="+", metavar="NAME", help="run these, or all (default: a short set)"
@@ -94,6 +97,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--twin", action="store_true", help="with learning: in the simulator, an hour in seconds"
     )
+    parser.add_argument(
+        "--size", nargs="+", metavar="NxUxP",
+        help="scale: N simulated nginx with U upstreams of P peers, as 1000x1x100",
+    )  # fmt: skip
     parser.add_argument("--list", action="store_true", help="list scenarios and balancers")
 
 
@@ -113,6 +120,8 @@ def run(arguments: argparse.Namespace) -> int:
         return bench_learning.run(arguments)
     if arguments.what == "cost":
         return _cost(arguments)
+    if arguments.what == "scale":
+        return _scale(arguments)
     wanted = plan(arguments)
     results = Results()
     caught = 0
@@ -243,6 +252,19 @@ def _cost(arguments: argparse.Namespace) -> int:
         cost_tables.write_json(found, directory / "cost.json")
     print(text if arguments.markdown else cost_tables.table_of(found, terminal.columns()))
     return status or int(found.errors > 0)
+
+
+def _scale(arguments: argparse.Namespace) -> int:
+    """`trimtab bench scale`; 1 when calls failed."""
+    from trimtab.bench import scale
+
+    sizes = [scale.parse(text) for text in arguments.size or ()] or scale.SIZES
+    _, seconds = _lengths(arguments, SCALE_SECONDS)
+    directory = _directory(arguments.output / "scale")
+    found = scale.measure(sizes, directory, seconds, lambda size: print(size, file=sys.stderr))
+    (directory / "scale.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(scale.table(found))
+    return int(any(of["failed"] for of in found))
 
 
 def plan(arguments: argparse.Namespace) -> Plan:

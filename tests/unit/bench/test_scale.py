@@ -1,0 +1,41 @@
+"""`trimtab bench scale`: a real policy server under simulated balancers, and what it says."""
+
+from pathlib import Path
+
+import pytest
+
+from trimtab import messages
+from trimtab.bench import fleet_load, scale
+from trimtab.columns import Pairs
+from trimtab.errors import ConfigError
+
+
+def test_every_balancer_is_heard_and_none_of_its_calls_fails(tmp_path: Path) -> None:
+    """Two calls a second from each are answered, and the server's cost is read."""
+    size = scale.Size(10, 2, 3)
+    (found,) = scale.measure([size], tmp_path, 2.0, lambda _: None, warm_seconds=1.0)
+    assert found["failed"] == 0
+    assert found["calls"] == pytest.approx(2 * 10 * 2, rel=0.15)
+    assert 0 < found["p50_seconds"] <= found["p99_seconds"] <= found["max_seconds"]
+    assert found["server_bytes"] > 1e7
+    assert "10x2x3" in scale.table([found])
+
+
+def test_the_simulated_reports_are_good_ones_that_rise() -> None:
+    """They decode in columns, know every peer, and no counter falls from one to the next."""
+    known = {"u0": frozenset(fleet_load.address(p) for p in range(300))}
+    head = b"\x0a\x01n\x10\x01\x18\x01"
+    one, two, three = (
+        messages.decode_report(head + body, known) for body in fleet_load.reports(1, 300)
+    )
+    assert isinstance(one.snapshot.pairs, Pairs)
+    assert one.unknown == ()
+    requests = [sum(p.requests for p in r.snapshot.pairs["u0"].values()) for r in (one, two, three)]
+    assert 0 < requests[0] < requests[1] < requests[2]
+
+
+@pytest.mark.parametrize("text", ["", "1000", "1x2", "0x1x1", "5000x1x1", "1x1x5000", "axbxc"])
+def test_a_size_that_is_none_is_refused(text: str) -> None:
+    """What is not three numbers in bounds is told with the argument."""
+    with pytest.raises(ConfigError, match="--size"):
+        scale.parse(text)
