@@ -10,28 +10,25 @@ Generations are reserved ahead: before any of a block of 1000 is given out, the 
 disk. After a crash, counting goes on behind it, so no generation is ever given out twice, and
 a write happens once in 1000 changes. If generations.json is lost, a new epoch begins.
 
-Each file is one JSON object {"format", "sha256", "body"}, the checksum over the body's canonical
-text, and is replaced atomically: written beside, synced, renamed, the directory synced. A file
-that fails its check is kept aside as NAME.corrupt-TIME. No pickle.
+Each file is an `envelope` and is replaced atomically: written beside, synced, renamed, the
+directory synced. A file that fails its check is kept aside as NAME.corrupt-TIME. Several policy
+servers that share a state keep it in Redis instead: `ha.redis_store`.
 """
 
 import fcntl
-import hashlib
-import json
 import logging
 import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
+from trimtab.envelope import MOST_BYTES, pack, unpack
 from trimtab.errors import StateError
 
-__all__ = ["Store"]
+__all__ = ["StateStore", "Store"]
 
 _log: Final = logging.getLogger(__name__)
-
-FORMAT: Final = 1
 
 # Generations in a block: a change a second then writes each quarter of an hour.
 BLOCK: Final = 1000
@@ -39,8 +36,34 @@ BLOCK: Final = 1000
 # With fewer left than this the next block is reserved, while there is still time to fail.
 EARLY: Final = 100
 
-# A thousand peers and 27 states are about a megabyte; what is larger is not ours.
-MOST_BYTES: Final = 64 * 1024 * 1024
+
+class StateStore(Protocol):
+    """What a controller needs of where its state is kept: a directory (`Store`), or Redis."""
+
+    @property
+    def epoch(self) -> int:
+        """The lineage of the generations."""
+        ...
+
+    def next_generation(self) -> int:
+        """A generation larger than any given out in this epoch. Raises StateError."""
+        ...
+
+    def load(self) -> dict[str, Any] | None:
+        """The learned state; None when there is none that is whole."""
+        ...
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Replace the learned state. Raises StateError; the old one is whole then."""
+        ...
+
+    def set_aside(self, name: str, why: str) -> None:
+        """Make sure that what is of no use is not read again, and log why."""
+        ...
+
+    def close(self) -> None:
+        """Let go of it, without saving."""
+        ...
 
 
 class Store:
@@ -183,32 +206,12 @@ class Store:
             return None
         except OSError as error:
             raise StateError(f"{path}: cannot be read: {error.strerror}") from None
-        if len(raw) > MOST_BYTES:
-            raise StateError(f"{path}: larger than {MOST_BYTES} bytes")
-        try:
-            whole = json.loads(raw)
-            found, body = whole["format"], whole["body"]
-            fits = whole["sha256"] == _checksum(body) and isinstance(body, dict)
-        except (ValueError, KeyError, TypeError, RecursionError):
-            raise StateError(f"{path}: truncated, or not a state file") from None
-        if found != FORMAT:
-            raise StateError(f"{path}: has format {found!r}; this version reads {FORMAT}")
-        if not fits:
-            raise StateError(f"{path}: its checksum does not fit its content")
-        return dict(body)
+        return unpack(raw, str(path))
 
     def _write(self, name: str, body: Mapping[str, Any]) -> None:
         path = self._directory / name
         beside = path.with_name(f"{name}.new")
-        try:
-            # As it will be read: keys that are no strings become such, and tuples lists.
-            body = json.loads(json.dumps(body, allow_nan=False))
-            whole = {"format": FORMAT, "sha256": _checksum(body), "body": body}
-            raw = json.dumps(whole, allow_nan=False).encode()
-        except (ValueError, TypeError) as error:
-            raise StateError(f"{path}: not written, the state is not finite: {error}") from None
-        if len(raw) > MOST_BYTES:
-            raise StateError(f"{path}: not written, {len(raw)} bytes are more than {MOST_BYTES}")
+        raw = pack(body, str(path))
         try:
             with open(beside, "wb", opener=lambda p, flags: os.open(p, flags, 0o600)) as file:
                 file.write(raw)
@@ -226,8 +229,3 @@ class Store:
 
 def _natural(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
-
-
-def _checksum(body: Any) -> str:
-    text = json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()

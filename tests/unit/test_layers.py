@@ -26,6 +26,7 @@ ROWS = (
     ("trials",),
     ("guard",),
     # 2: what decides, reads, acts, and the worlds to act in
+    ("envelope",),
     ("journal", "policy", "sources", "store", "traffic"),
     ("deciding", "overview"),
     ("actuators", "demo", "load", "twin"),
