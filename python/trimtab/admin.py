@@ -61,6 +61,7 @@ class Admin:
         metrics: what /metrics shows.
         operator: what can be ordered and asked; called in a thread.
         control: the control routes.
+        role: of one of several policy servers, in words; "" when it is alone.
     """
 
     def __init__(
@@ -71,11 +72,13 @@ class Admin:
         metrics: Metrics,
         operator: Operator,
         control: Control,
+        role: Callable[[], str] = lambda: "",
     ) -> None:
         self._listen = config.policy.admin_listen
         self._loopback = is_loopback(self._listen) and not self._listen.startswith("unix:")
         self._status = status
         self._trouble = trouble
+        self._role = role
         self._metrics = metrics
         self._operator = operator
         self._control = control
@@ -153,7 +156,9 @@ class Admin:
 
     async def _healthz(self, _: web.Request) -> web.Response:
         trouble = self._trouble()
-        return _text(503, trouble) if trouble else _text(200, "ok")
+        role = self._role()
+        told = (trouble or "ok", f"role: {role}" if role else "")
+        return _text(503 if trouble else 200, "\n".join(filter(None, told)))
 
     async def _dashboard(self, _: web.Request) -> web.Response:
         return web.Response(

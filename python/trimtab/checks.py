@@ -129,6 +129,17 @@ def urls(value: Any) -> tuple[str, ...]:
     return tuple(values)
 
 
+def redis_url(value: Any) -> str:
+    """Of a Redis server."""
+    if (
+        not isinstance(value, str)
+        or len(value) > 1024
+        or not re.match(r"(rediss?://[!-~]+|unix://(\S*@)?/[!-~]+)\Z", value)
+    ):
+        raise ValueError('"redis://HOST:PORT/0", "rediss://HOST:PORT/0" or "unix:///path?db=0"')
+    return value
+
+
 def argv(value: Any) -> tuple[str, ...]:
     """A command and its arguments."""
     if not isinstance(value, list) or not all(isinstance(v, str) and "\0" not in v for v in value):

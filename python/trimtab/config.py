@@ -32,6 +32,7 @@ __all__ = [
     "Nginx",
     "Peer",
     "Policy",
+    "State",
     "Stock",
     "Upstream",
     "is_loopback",
@@ -113,6 +114,9 @@ class Nginx:
     binary: str = key(
         matching(checks.BINARY, "the name or path of an nginx binary"), default="nginx"
     )
+    # Several policy servers (see [state]): the gRPC addresses to ask, in lua mode. By default that
+    # of this file alone.
+    policy_servers: tuple[str, ...] = key(checks.addresses, default=())
     # Name of this balancer in reports; stable over restarts.
     instance: str = key(
         matching(checks.NAME, "letters, digits, '_', '.' and '-'"), default_factory=checks.hostname
@@ -126,6 +130,27 @@ class Nginx:
     # With mutual TLS: certificate and key (PEM) that this balancer shows.
     policy_certificate: Path | None = key(checks.file, default=None)
     policy_key: Path | None = key(checks.file, default=None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """[state]: several policy servers that share what they know; in lua mode, needs trimtab[redis].
+
+    Without a url this server is alone, with its state in state_directory of [policy].
+    """
+
+    # "redis://HOST:PORT/DB", "rediss://…" (TLS) or "unix:///path?db=N".
+    url: str | None = key(checks.redis_url, default=None)
+    # A file with the password, instead of one in the url.
+    password_file: Path | None = key(checks.file, default=None)
+    # Of all names in Redis; the same at all servers of one group, and of no other.
+    prefix: str = key(matching(checks.NAME, "letters, digits, '_', '.' and '-'"), default="trimtab")
+    # After a crash of the leader another one leads within this time and a third of it.
+    lease_seconds: float = key(number(0.3, 60), default=3.0)
+    # What this server is called in the status of the others.
+    name: str = key(
+        matching(checks.NAME, "letters, digits, '_', '.' and '-'"), default_factory=checks.hostname
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -277,6 +302,7 @@ class Config:
 
     policy: Policy = field(default_factory=Policy)
     nginx: Nginx = field(default_factory=Nginx)
+    state: State = field(default_factory=State)
     stock: Stock = field(default_factory=Stock)
     learning: Learning = field(default_factory=Learning)
     upstreams: tuple[Upstream, ...] = ()
@@ -369,6 +395,16 @@ def _check_whole(config: Config) -> None:
         raise ConfigError(
             f"{path}: token_file and token_variable in [policy] are both set; keep one of them"
         )
+    if config.state.url is not None:
+        if config.nginx.mode != "lua":
+            raise ConfigError(f'{path}: url in [state] is for mode = "lua" in [nginx] only')
+        if config.policy.time_to_live_seconds < 3 * config.state.lease_seconds:
+            raise ConfigError(
+                f"{path}: lease_seconds in [state] is {config.state.lease_seconds:g}; it must be "
+                "at most a third of time_to_live_seconds in [policy] "
+                f"({config.policy.time_to_live_seconds:g}), or weights expire before another "
+                "server leads"
+            )
     if config.policy.time_to_live_seconds < 2 * config.policy.interval_seconds:
         raise ConfigError(
             f"{path}: time_to_live_seconds in [policy] is {config.policy.time_to_live_seconds:g}; "
@@ -386,6 +422,7 @@ def parse(text: str, path: str = "<text>") -> Config:
     sections: dict[str, Any] = {
         "policy": Policy,
         "nginx": Nginx,
+        "state": State,
         "stock": Stock,
         "learning": Learning,
     }

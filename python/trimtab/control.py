@@ -27,7 +27,7 @@ from urllib.parse import urlsplit
 from aiohttp import web
 
 from trimtab.config import Config
-from trimtab.errors import ConfigError
+from trimtab.errors import ConfigError, StateError
 from trimtab.explain import unknown
 
 __all__ = ["ACTIONS", "MOST_BODY_BYTES", "Control", "Operator"]
@@ -254,6 +254,9 @@ class Control:
                 await asyncio.to_thread(operator.shadow, order.on, **by)
         except ConfigError as error:
             raise _RefusedError(400, str(error)) from None
+        except StateError as error:
+            # One of several policy servers, and not the one that leads.
+            raise _RefusedError(409, str(error)) from None
         self._done += 1
         return {
             "pin": f"{order.peer} in {order.upstream} is pinned at W {order.weight or 0:g}",

@@ -33,11 +33,11 @@ from trimtab.learn.trained import load as load_trained
 from trimtab.model import Snapshot, Weights, Window
 from trimtab.overview import Change, View
 from trimtab.policy import Learned, Neutral
-from trimtab.store import Store
+from trimtab.store import StateStore, Store
 from trimtab.traffic import History, Totals
 from trimtab.window import accumulate, class_total
 
-__all__ = ["Actuator", "Controller", "Policy", "Source", "build"]
+__all__ = ["Actuator", "Controller", "Policy", "Source", "assemble", "build"]
 
 _log: Final = logging.getLogger(__name__)
 
@@ -84,6 +84,7 @@ class Controller:
         source, policy, guard, actuator, store: the parts.
         clock: seconds, of a clock that does not go back: the age of the statistics.
         wall: seconds since 1970, for the journal.
+        in_force: weights of the store's epoch that are in force already, if any.
     """
 
     def __init__(
@@ -93,9 +94,10 @@ class Controller:
         policy: Policy,
         guard: Guard,
         actuator: Actuator,
-        store: Store,
+        store: StateStore,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
+        in_force: Weights | None = None,
     ) -> None:
         self._config = config
         self._source = source
@@ -120,7 +122,7 @@ class Controller:
         self._recent: deque[Window] = deque()
         self._fleet = Fleet()
         self._deciding = Deciding(policy, guard.trials, config.learning.decision_seconds)
-        self._in_force: Weights | None = None
+        self._in_force = in_force
         self._journal = Journal()
         self._events: list[_Event] = []  # of this step, for the journal
         self._troubles: dict[str, str] = {}  # what is wrong now, by part
@@ -136,6 +138,11 @@ class Controller:
         start = "start, with what was learned before" if restored else "start, configured weights"
         self._act(_Event(kind="start", reason=start))
         self._view = self._look()
+
+    @property
+    def events(self) -> dict[str, int]:
+        """How many entries of each kind the journal was ever given."""
+        return self._journal.counts()
 
     @property
     def weights(self) -> Weights | None:
@@ -352,6 +359,7 @@ class Controller:
                 "estimator": self._estimator.to_state(),
                 "policy": self._policy.to_state(),
                 "guard": guard,
+                "journal": self._journal.to_state(),
             }
         )
 
@@ -370,6 +378,7 @@ class Controller:
             deadlines = {str(n): float(d) for n, d in state["deadlines"].items()}
             if not all(math.isfinite(v) and v > 0 for v in (observed + 1, *deadlines.values())):
                 raise ValueError("a time of the saved state is not finite and positive")
+            journal = Journal.entries_of(state.get("journal", ()))
             self._guard.restore(state["guard"])
             self._estimator.restore(state["estimator"])
             self._policy.restore(state["policy"])
@@ -378,6 +387,7 @@ class Controller:
                 "state.json", f"the saved state has another shape: {type(error).__name__}: {error}"
             )
             return False
+        self._journal.restore(journal)
         self._observed_seconds = observed
         self._deadlines = {n: d for n, d in deadlines.items() if n in self._names} | {
             u.name: u.deadline_seconds
@@ -432,10 +442,24 @@ def build(
     be used or the trained file is damaged or of other servers, ConfigError and the like when the
     first weights cannot be put in force.
     """
+    return assemble(config, source, actuator, lambda: Store(store_path), clock)
+
+
+def assemble(
+    config: Config,
+    source: Source,
+    actuator: Actuator,
+    store: StateStore | Callable[[], StateStore],
+    clock: Callable[[], float] = time.monotonic,
+    in_force: Weights | None = None,
+) -> Controller:
+    """The same with its state in any store (or what opens one); `in_force` are weights of its
+    epoch that stay in force where nothing is to be changed."""
     trained = None
     if config.learning.enabled and config.learning.trained:
         trained = load_trained(config.learning.trained, config)
-    store = Store(store_path)
+    if callable(store):
+        store = store()
     return Controller(
         config,
         source,
@@ -444,4 +468,5 @@ def build(
         actuator,
         store,
         clock,
+        in_force=in_force,
     )

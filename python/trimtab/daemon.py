@@ -10,7 +10,7 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, runtime_checkable
 
 import uvloop
 
@@ -25,7 +25,7 @@ from trimtab.loop import Controls, Loop
 from trimtab.metrics import Metrics
 from trimtab.notify import Notify
 from trimtab.parts import parts
-from trimtab.server import PolicyServer, Secrets
+from trimtab.server import PolicyServer, Secrets, Shared
 from trimtab.sources.reported import Reported
 
 __all__ = ["Build", "run", "serve"]
@@ -38,6 +38,23 @@ class Brain(Controls, Operator, Protocol):
 
     def close(self) -> None:
         """Let go of the state directory, without saving."""
+        ...
+
+
+@runtime_checkable
+class Ensemble(Brain, Shared, Protocol):
+    """What it needs besides of one of several policy servers; `ha.ensemble.Ensemble`."""
+
+    def trouble(self) -> str | None:
+        """Why it is of no use to a balancer."""
+        ...
+
+    def described(self) -> str:
+        """Its role in words."""
+        ...
+
+    def availability(self) -> dict[str, Any]:
+        """Its role, for JSON."""
         ...
 
 
@@ -72,6 +89,7 @@ async def serve(
     claim(policy.listen, "listen")
     claim(policy.admin_listen, "admin_listen")
     brain = await asyncio.to_thread(build, config, source, chosen.actuator)
+    shared = brain if isinstance(brain, Ensemble) else None
     control = Control(config, brain, token, lambda: _generation(board), metrics.controlled)
     loop = Loop(
         chosen.around(brain),
@@ -104,12 +122,18 @@ async def serve(
                 "uptime_seconds": round(time.monotonic() - began, 3),
                 "interval_seconds": policy.interval_seconds,
                 "failed_steps": loop.failures,
-                "trouble": loop.trouble(),
+                "trouble": trouble(),
             },
+            "availability": shared.availability() if shared else {"role": "alone"},
         }
 
-    server = PolicyServer(config, reported, board, metrics.called, secrets)
-    admin = Admin(config, status, loop.trouble, metrics, brain, control)
+    def trouble() -> str | None:
+        return loop.trouble() or (shared.trouble() if shared else None)
+
+    server = PolicyServer(config, reported, board, metrics.called, secrets, shared)
+    admin = Admin(
+        config, status, trouble, metrics, brain, control, shared.described if shared else str
+    )
     async with AsyncExitStack() as stack:
         stack.callback(brain.close)
         await server.start()
@@ -148,7 +172,15 @@ def _generation(board: Board) -> int:
 
 
 def build(config: Config, source: controller.Source, actuator: controller.Actuator) -> Brain:
-    """The production controller, with its state in `state_directory`. Raises TrimtabError."""
+    """The production controller, with its state in `state_directory`, or that of several policy
+    servers with it in Redis. Raises TrimtabError."""
+    if config.state.url is not None:
+        # Its library is not for a server that does not need it.
+        from trimtab.ha import ensemble
+
+        assert isinstance(source, Reported)  # noqa: S101 - the configuration allows lua mode only
+        assert isinstance(actuator, Board)  # noqa: S101
+        return ensemble.Ensemble(config, source, actuator)
     return controller.build(config, source, actuator, config.policy.state_directory)
 
 

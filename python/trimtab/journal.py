@@ -1,8 +1,9 @@
 """The journal: what the controller did and why, newest last, bounded."""
 
 from collections import Counter, deque
-from dataclasses import dataclass, replace
-from typing import Final
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final
 
 __all__ = ["KINDS", "Entry", "Journal"]
 
@@ -52,6 +53,29 @@ class Journal:
             total = last.changes + entry.changes
             entry = replace(entry, changes=total)
         self._entries.append(entry)
+
+    def to_state(self) -> list[dict[str, Any]]:
+        """The entries as JSON-able data."""
+        return [asdict(entry) for entry in self._entries]
+
+    @staticmethod
+    def entries_of(state: Iterable[Mapping[str, Any]]) -> tuple[Entry, ...]:
+        """The entries in what `to_state` gave. Raises KeyError, TypeError or ValueError."""
+        entries = tuple(Entry(**told) for told in state)[-MOST_ENTRIES:]
+        for e in entries:
+            texts = (e.action, e.reason, e.kind, e.who)
+            numbers = (e.time, e.generation, e.changes, e.state, e.reward, e.art_per_1000)
+            if not all(isinstance(t, str) for t in texts) or e.kind not in KINDS:
+                raise ValueError(f"an entry of the journal is of kind {e.kind!r}")
+            if not all(n is None or isinstance(n, int | float) for n in numbers):
+                raise ValueError("an entry of the journal has a text for a number")
+        return entries
+
+    def restore(self, entries: Iterable[Entry]) -> None:
+        """Put entries of before the start in front; they count nothing."""
+        now = tuple(self._entries)
+        self._entries.clear()
+        self._entries.extend((*entries, *now))
 
     def counts(self) -> dict[str, int]:
         """By kind, how many entries were ever added."""

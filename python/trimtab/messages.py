@@ -260,16 +260,25 @@ class Answers:
         self._unchanged: bytes = header.SerializeToString()
         self._pieces: dict[str, bytes] = {}
 
-    def answer(self, query: Query) -> bytes:
-        """The serialised response to `query`. Raises KeyError with a name that is not known."""
+    def answer(self, query: Query, time_to_live_seconds: float | None = None) -> bytes:
+        """The serialised response to `query`; with that time to live instead of the usual one.
+        Raises KeyError with a name that is not known."""
         upstreams = self.weights.upstreams
         for name in query.upstreams:
             if name not in upstreams:
                 raise KeyError(name)
         if (query.epoch, query.generation) == (self.weights.epoch, self.weights.generation):
-            return self._unchanged
+            return self._head(True, time_to_live_seconds)
         pieces = [self._piece(name) for name in query.upstreams or upstreams]
-        return b"".join([self._header, *pieces])
+        return b"".join([self._head(False, time_to_live_seconds), *pieces])
+
+    def _head(self, unchanged: bool, time_to_live_seconds: float | None) -> bytes:
+        if time_to_live_seconds is None:
+            return self._unchanged if unchanged else self._header
+        header = policy_pb2.GetWeightsResponse.FromString(self._header)
+        header.time_to_live.CopyFrom(_duration(time_to_live_seconds))
+        header.unchanged = unchanged
+        return bytes(header.SerializeToString())
 
     def _piece(self, name: str) -> bytes:
         piece = self._pieces.get(name)

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import grpc
 import grpc.aio
@@ -27,7 +27,7 @@ from trimtab.listen import claim, socket_mode
 from trimtab.sources.reported import Reported
 from trimtab.tls import Credentials
 
-__all__ = ["NO_SECRETS", "SERVICE", "Observe", "PolicyServer", "Secrets"]
+__all__ = ["NO_SECRETS", "SERVICE", "Observe", "PolicyServer", "Secrets", "Shared"]
 
 _log: Final = logging.getLogger(__name__)
 
@@ -118,6 +118,22 @@ def _ignore(method: str, code: str, seconds: float) -> None:
     """Observe nothing."""
 
 
+class Shared(Protocol):
+    """What the service needs of one of several policy servers; `ha.ensemble.Ensemble`."""
+
+    def remaining(self) -> float:
+        """Seconds for which the weights on the board may be answered."""
+        ...
+
+    def catch_up(self, epoch: int, generation: int) -> None:
+        """Fetch weights if those on the board are older; called in a thread."""
+        ...
+
+    def relay(self, name: str, start: int, sequence: int, raw: bytes) -> None:
+        """Pass a report on to the leader, some time soon."""
+        ...
+
+
 class PolicyServer:
     """PolicyService on `config.policy.listen`. Used within one event loop."""
 
@@ -128,11 +144,13 @@ class PolicyServer:
         board: Board,
         observe: Observe = _ignore,
         secrets: Secrets = NO_SECRETS,
+        shared: Shared | None = None,
     ) -> None:
         self._config = config
         self._secrets = secrets
         self._bearing = f"Bearer {secrets.token}".encode() if secrets.token else None
         self._source = source
+        self._shared = shared
         self._board = board
         self._observe = observe
         self._known = {u.name: frozenset(p.address for p in u.peers) for u in config.upstreams}
@@ -243,7 +261,22 @@ class PolicyServer:
 
     async def _get_weights(self, raw: bytes) -> bytes:
         query = messages.decode_query(raw)
+        left = None
         weights = self._board.current()
+        if self._shared is not None:
+            left = self._shared.remaining()
+            asked = (query.epoch, query.generation)
+            if weights is None or left <= 0 or (weights.epoch, weights.generation) < asked:
+                # The leader has told the balancer already what has not come here yet.
+                await asyncio.to_thread(self._shared.catch_up, *asked)
+                left = self._shared.remaining()
+                weights = self._board.current()
+            if weights is None or left <= 0 or (weights.epoch, weights.generation) < asked:
+                raise _RefusedError(
+                    grpc.StatusCode.UNAVAILABLE,
+                    "this policy server follows, and has no weights that are confirmed and as "
+                    "late as the caller's; ask again in a second",
+                )
         if weights is None:
             raise _RefusedError(
                 grpc.StatusCode.UNAVAILABLE, "no weights are in force yet; ask again in a second"
@@ -254,7 +287,7 @@ class PolicyServer:
                 weights, policy.time_to_live_seconds, policy.interval_seconds
             )
         try:
-            return self._answers.answer(query)
+            return self._answers.answer(query, left)
         except KeyError as error:
             raise _RefusedError(
                 grpc.StatusCode.NOT_FOUND,
@@ -274,6 +307,10 @@ class PolicyServer:
             accepted = self._source.put(report.snapshot, report.sequence)
         except SourceError as error:
             raise _RefusedError(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error)) from None
+        if accepted and self._shared is not None:
+            self._shared.relay(
+                report.snapshot.instance, report.snapshot.start, report.sequence, raw
+            )
         return messages.encode_report_answer(accepted, report.unknown)
 
 

@@ -38,6 +38,7 @@ ROWS = (
     ("control", "server"),
     ("admin", "loop"),
     ("parts",),
+    ("ha",),
     ("daemon",),
     # 5: what people start
     ("bench",),
@@ -57,6 +58,7 @@ HOMES = {
     "google": {"messages", "rows"},
     "grpc": {"bench.fleet_load", "server"},
     "grpc_health": {"server"},
+    "redis": {"ha.redis_store"},
     "grpc_reflection": {"server"},
     "prometheus_client": {"admin", "metrics"},
     "aiohttp": {"admin", "control", "demo", "events"},

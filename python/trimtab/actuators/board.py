@@ -37,6 +37,11 @@ class Board:
                 )
             self._weights = weights
 
+    def clear(self) -> None:
+        """Forget weights whose time to live is over."""
+        with self._lock:
+            self._weights = None
+
     def current(self) -> Weights | None:
         """The weights in force; None before the first ones."""
         # Reading one reference is atomic in Python: no lock.

@@ -143,6 +143,11 @@ def local(address: str) -> str:
     return {"0.0.0.0": f"127.0.0.1:{port}", "[::]": f"[::1]:{port}"}.get(host, address)  # noqa: S104
 
 
+def _policy_addresses(config: Config) -> list[str]:
+    """Where the hook's bridge finds policy servers."""
+    return [local(address) for address in config.nginx.policy_servers or (config.policy.listen,)]
+
+
 def _check(config: Config, hook: bool) -> None:
     """What nginx needs beyond what `config` has checked."""
     seen: dict[str, str] = {}
@@ -161,6 +166,8 @@ def _check(config: Config, hook: bool) -> None:
                 _refuse_names(peer.address, key)
     if hook:
         _refuse_names(config.policy.listen, f"{config.path}: listen in [policy]")
+        for address in config.nginx.policy_servers:
+            _refuse_names(address, f"{config.path}: policy_servers in [nginx]")
         _refuse_names(config.nginx.internal_listen, f"{config.path}: internal_listen in [nginx]")
 
 
@@ -258,7 +265,7 @@ def _values(
         "config": config,
         "generation": weights.generation if weights else 0,
         "groups": groups,
-        "policy_address": "",
+        "policy_addresses": [],
         "source": config.path,
         "version": __version__,
         "weights_from": f"learned weights ({weights.reason})" if weights else "static weights",
@@ -395,7 +402,7 @@ def render(
         "stock": stock,
         "lua_directory": lua_directory,
         "machine": machine,
-        "policy_address": local(config.policy.listen) if hook else "",
+        "policy_addresses": _policy_addresses(config) if hook else [],
         "policy_tls": _policy_tls(config) if hook else None,
         "policy_token": balancer_token if hook else None,
         "token": _token(config, groups, weights) if stock else "",

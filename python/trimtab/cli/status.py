@@ -123,6 +123,18 @@ def _head(status: Mapping[str, Any], paint: _Paint) -> Iterator[str]:
     if (uptime := server.get("uptime_seconds")) is not None:
         words.append(f"up {_span(uptime)}")
     yield paint.bold("  ".join(words))
+    role = status.get("availability") or {}
+    if role.get("role") == "leader":
+        yield f"leader, token {role.get('token')}, lease {_number(role.get('lease_seconds'), 1)} s"
+    elif role.get("role") == "follower":
+        who = f"follower of {role['leader']}" if role.get("leader") else "follower; nobody leads"
+        at = f" (admin {role['leader_admin']})" if role.get("leader") else ""
+        behind = role.get("lag_seconds")
+        lag = "" if behind is None else f", {_span(behind)} behind"
+        yield f"{who}{at}{lag}"
+    if away := role.get("away"):
+        left = _span(role.get("remaining_seconds", 0.0))
+        yield paint.alarm(f"{away}; weights are answered for {left} more")
     if status.get("guard", {}).get("shadow"):
         chosen = status.get("chosen", "?")
         yield paint.alarm(f"shadow: W stays 1; the profile would be {chosen}")
