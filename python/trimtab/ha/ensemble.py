@@ -70,6 +70,8 @@ class Ensemble:
         self._reported = reported
         self._board = board
         self._live_seconds = policy.time_to_live_seconds
+        # Weights must last until the balancer has asked again, and once more.
+        self._least_seconds = min(2 * policy.interval_seconds, self._live_seconds / 4)
         self._admin = re.sub(r"[^!-~]", "?", policy.admin_listen)
         self._name = state.name
         self._redis = RedisStore(state, f"{os.urandom(8).hex()} {state.name} {self._admin}")
@@ -269,10 +271,12 @@ class Ensemble:
     # The gRPC service
 
     def remaining(self) -> float:
-        """Seconds for which the weights on the board may be answered."""
+        """Seconds for which the weights on the board may be answered; 0 when they are so few that
+        a balancer which has more from another server would be worse off."""
         if self._brain is not None and self._lease.claim is not None:
             return self._live_seconds
-        return min(self._live_seconds, max(0.0, self._valid_until - boottime()))
+        left = min(self._live_seconds, self._valid_until - boottime())
+        return left if left >= self._least_seconds else 0.0
 
     def catch_up(self, epoch: int, generation: int) -> None:
         """Fetch weights if what is here is older than that; never raises."""
