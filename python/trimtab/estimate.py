@@ -37,6 +37,9 @@ SLOTS_FORGET_SECONDS: Final = 600.0
 # Fewer requests than this say nothing of a class's service time.
 LEAST_REQUESTS: Final = 5.0
 
+# A dispersion from so many windows is within about 60% for Poisson arrivals.
+LEAST_WINDOWS: Final = 10.0
+
 # Squared coefficient of variation of service times: bounds for what a few samples may claim, and
 # that of the exponential where the squares are unknown.
 CV2_BOUNDS: Final = (0.05, 4.0)
@@ -64,6 +67,10 @@ class Estimates:
     evidence: remembered requests behind a_ij, likewise.
     slots: by address.
     arrivals_per_second: by upstream.
+    burstiness: by upstream the index of dispersion of requests a window: variance over mean, 1 for
+    Poisson arrivals, more in bursts.
+    service_cv2: by upstream the squared coefficient of variation of service times, 1 for
+    exponential ones; of requests that found a free slot.
     """
 
     service_time_seconds: Mapping[str, float] = field(default_factory=dict)
@@ -72,6 +79,8 @@ class Estimates:
     evidence: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     slots: Mapping[str, Slots] = field(default_factory=dict)
     arrivals_per_second: Mapping[str, float] = field(default_factory=dict)
+    burstiness: Mapping[str, float] = field(default_factory=dict)
+    service_cv2: Mapping[str, float] = field(default_factory=dict)
 
 
 def deadline_seconds(of: PairCounters, priority: float) -> float | None:
@@ -113,6 +122,8 @@ class Estimator:
         self._pairs: dict[tuple[str, str], _Sums] = {}
         self._arrived: dict[str, float] = {}
         self._seconds = 0.0
+        # Squared deviations in expected variances of Poisson arrivals, and of how many windows.
+        self._dispersed: dict[str, tuple[float, float]] = {}
         zeros = np.zeros(CONCURRENCY_LEVELS)
         self._done = {address: zeros.copy() for address in slots}
         self._time = {address: zeros.copy() for address in slots}
@@ -134,10 +145,11 @@ class Estimator:
             sums.count *= keep
             sums.seconds *= keep
             sums.squared *= keep
-        self._seconds = self._seconds * keep + of.seconds
         for name in self._known:
             requests = class_total(of, name).requests
+            self._disperse(name, requests, of.seconds, keep)
             self._arrived[name] = self._arrived.get(name, 0.0) * keep + requests
+        self._seconds = self._seconds * keep + of.seconds
         if of.addresses:
             self._unqueued(of)
             if of.instances == 1:
@@ -145,6 +157,28 @@ class Estimator:
                 self._busy(of, keep)
         else:
             self._lightly_loaded(of)
+
+    def _disperse(self, name: str, requests: int, seconds: float, keep: float) -> None:
+        """One window's count against what was expected of it; nothing before a rate is known."""
+        before = self._arrived.get(name, 0.0)
+        if before < LEAST_REQUESTS:
+            return
+        expected = before / self._seconds * seconds
+        total, windows = self._dispersed.get(name, (0.0, 0.0))
+        # The rate is uncertain too, by the windows behind it: that much less is dispersion.
+        known = seconds / self._seconds
+        square = (requests - expected) ** 2 / (expected * (1 + known))
+        self._dispersed[name] = (total * keep + square, windows * keep + 1)
+
+    def _variation(self) -> dict[str, float]:
+        """Squared coefficients of variation by class, over peers weighted by their requests."""
+        sums: dict[str, tuple[float, float]] = {}
+        for (name, _), pair in self._pairs.items():
+            if pair.count >= LEAST_REQUESTS and pair.squared > 0:
+                cv2 = max(0.0, pair.squared * pair.count / pair.seconds**2 - 1)
+                total, count = sums.get(name, (0.0, 0.0))
+                sums[name] = (total + cv2 * pair.count, count + pair.count)
+        return {name: total / count for name, (total, count) in sums.items()}
 
     def _add(self, name: str, address: str, count: float, seconds: float, squared: float) -> None:
         if address not in self._known.get(name, ()) or not (count > 0 and seconds > 0):
@@ -269,6 +303,12 @@ class Estimator:
             },
             slots=dict(self._slots),
             arrivals_per_second=arrivals,
+            burstiness={
+                n: total / windows
+                for n, (total, windows) in self._dispersed.items()
+                if windows >= LEAST_WINDOWS
+            },
+            service_cv2=self._variation(),
         )
 
     def to_state(self) -> dict[str, Any]:

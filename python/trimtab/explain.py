@@ -30,7 +30,7 @@ def explain(
      "generation", "in_use": the generation that this balancer uses,
      "reason" of that generation, "changed": when, seconds since 1970,
      "profile", "chosen", "shadow", "decision", "state", "deadline_seconds",
-     "service_time_seconds",
+     "service_time_seconds", "burstiness", "service_cv2" (see `estimate.Estimates`, or None),
      "peers": {address: {"weight", "pinned", "withheld" W in shadow or None, "affinity", "rate",
         "rate_prior", "slots" (0: unknown), "error_ratio", "drain", "down", "ejection" (why; ""
         when it is not ejected), "in_flight" over all classes, "in_flight_class",
@@ -75,6 +75,8 @@ def explain(
         "state": view.decision.state,
         "deadline_seconds": control.deadline_seconds,
         "service_time_seconds": control.service_time_seconds,
+        "burstiness": view.estimates.burstiness.get(upstream),
+        "service_cv2": view.estimates.service_cv2.get(upstream),
         "peers": {a: f for a, f in peers.items() if address in (None, a)},
         "last_change": _change(view, upstream, address),
         "last_decision": (

@@ -333,3 +333,34 @@ def test_damaged_state_is_refused_and_changes_nothing(damage: dict) -> None:
     with pytest.raises((KeyError, TypeError, ValueError, AttributeError)):
         one.restore(one.to_state() | damage)
     assert one.estimates() == before
+
+
+@pytest.mark.parametrize(("batch", "expected"), [(1, 1.0), (10, 10.0)])
+def test_burstiness_is_the_index_of_dispersion(batch: int, expected: float) -> None:
+    """Poisson arrivals have 1, batches of ten have ten times that, within a third."""
+    random = np.random.default_rng(5)
+    found = []
+    for _ in range(5):
+        one = Estimator({"a": ["s1:1"]}, {"s1:1": 2.0})
+        for _ in range(120):
+            n = batch * int(random.poisson(200 / batch))
+            pair = PairCounters(requests=n, response_time_seconds=0.01 * n)
+            one.update(Window(seconds=1.0, pairs={"a": {"s1:1": pair}}))
+        found.append(one.estimates().burstiness["a"])
+    assert float(np.mean(found)) == pytest.approx(expected, rel=1 / 3)
+
+
+@pytest.mark.parametrize(("square", "expected"), [(1.0, 0.0), (2.0, 1.0), (5.0, 4.0)])
+def test_service_variation_is_that_of_unqueued_requests(square: float, expected: float) -> None:
+    """E[S²]/E[S]² − 1 of requests that found a free slot: 0 for constant, 1 for exponential."""
+    one = Estimator({"a": ["s1:1"]}, {"s1:1": 2.0})
+    pair = PairCounters(
+        requests=100,
+        response_time_seconds=9.0,
+        unqueued=50,
+        unqueued_seconds=1.0,
+        unqueued_squared=50 * 0.02**2 * square,
+    )
+    addresses = {"s1:1": AddressCounters(busy_seconds=0.5)}
+    one.update(Window(seconds=1.0, pairs={"a": {"s1:1": pair}}, addresses=addresses))
+    assert one.estimates().service_cv2["a"] == pytest.approx(expected, abs=1e-9)

@@ -83,6 +83,11 @@ def _head(told: Mapping[str, Any]) -> Iterator[str]:
         f"deadline {_ms(told.get('deadline_seconds'))} ms, "
         f"service time {_ms(told.get('service_time_seconds'))} ms at rate 1"
     )
+    if told.get("burstiness") is not None and told.get("service_cv2") is not None:
+        yield (
+            f"arrivals {told['burstiness']:.1f} times as uneven as Poisson's, "
+            f"service times cv² {told['service_cv2']:.2f}"
+        )
     if told.get("instance") is None:
         yield "no balancer reports: nothing in flight is known, rates are the priors"
         return
