@@ -27,6 +27,7 @@ __all__ = [
     "hostname",
     "is_loopback",
     "split_address",
+    "url",
     "urls",
     "workers",
 ]
@@ -137,6 +138,13 @@ def redis_url(value: Any) -> str:
         or not re.match(r"(rediss?://[!-~]+|unix://(\S*@)?/[!-~]+)\Z", value)
     ):
         raise ValueError('"redis://HOST:PORT/0", "rediss://HOST:PORT/0" or "unix:///path?db=0"')
+    return value
+
+
+def url(value: Any) -> str:
+    """One URL."""
+    if not isinstance(value, str) or not re.match(r"https?://[!-~]+\Z", value):
+        raise ValueError('a URL, as "http://127.0.0.1:4318/v1/traces"')
     return value
 
 

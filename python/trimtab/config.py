@@ -96,6 +96,11 @@ class Policy:
     max_connection_age_seconds: float | None = key(number(1, 2_592_000), default=None)
     # The log on standard error: lines for people, or a JSON object a line.
     log_format: str = key(one_of("text", "json"), default="text")
+    # Where spans of control-loop steps and gRPC calls are sent, by OTLP over HTTP; needs
+    # trimtab[otel]. By default nowhere.
+    traces_url: str | None = key(checks.url, default=None)
+    # Of gRPC calls, the share that is traced; steps always are.
+    traces_ratio: float = key(number(0, 1), default=0.01)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol, runtime_checkable
 
 import uvloop
 
-from trimtab import __version__, bearer, controller, tls
+from trimtab import __version__, bearer, controller, tls, traces
 from trimtab.actuators.board import Board
 from trimtab.admin import Admin
 from trimtab.config import Config, Policy, load
@@ -85,6 +85,12 @@ async def serve(
     policy = config.policy
     token = bearer.token(policy)
     secrets = Secrets(token=bearer.balancer_token(policy), tls=_credentials(policy))
+    spans = traces.traces(policy)
+
+    def called(method: str, code: str, seconds: float) -> None:
+        metrics.called(method, code, seconds)
+        spans.called(method, code, seconds)
+
     # Before the state is locked and read: the usual mistake gets its own message.
     claim(policy.listen, "listen")
     claim(policy.admin_listen, "admin_listen")
@@ -100,6 +106,7 @@ async def serve(
         stale_seconds=policy.time_to_live_seconds,
         # Nothing is learned without a report, and nothing set without an order.
         stamp=lambda: (source.accepted, _generation(board), control.done),
+        traces=spans,
     )
     began = time.monotonic()
 
@@ -130,12 +137,14 @@ async def serve(
     def trouble() -> str | None:
         return loop.trouble() or (shared.trouble() if shared else None)
 
-    server = PolicyServer(config, reported, board, metrics.called, secrets, shared)
+    server = PolicyServer(config, reported, board, called, secrets, shared)
     admin = Admin(
         config, status, trouble, metrics, brain, control, shared.described if shared else str
     )
     async with AsyncExitStack() as stack:
         stack.callback(brain.close)
+        # In a thread, as what is left is sent.
+        stack.push_async_callback(asyncio.to_thread, spans.close)
         await server.start()
         stack.push_async_callback(server.stop)
         await admin.start()

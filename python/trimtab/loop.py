@@ -13,6 +13,7 @@ from typing import Any, Final, Protocol
 
 from trimtab.actuators.board import Board
 from trimtab.metrics import Metrics
+from trimtab.traces import OFF, Traces
 
 __all__ = ["Controls", "Loop", "following"]
 
@@ -62,6 +63,7 @@ class Loop:
         stale_seconds: without a successful step for this long the loop is in trouble.
         stamp: gives something else whenever there may be something new to save.
         clock: monotonic seconds.
+        traces: gets a span a step.
     """
 
     def __init__(
@@ -74,7 +76,9 @@ class Loop:
         stale_seconds: float,
         stamp: Callable[[], object],
         clock: Callable[[], float] = time.monotonic,
+        traces: Traces = OFF,
     ) -> None:
+        self._traces = traces
         self._controller = controller
         self._board = board
         self._metrics = metrics
@@ -122,7 +126,8 @@ class Loop:
         """One step; never raises."""
         started = time.perf_counter()
         try:
-            self._controller.step()
+            with self._traces.step():
+                self._controller.step()
         except Exception as error:
             self._ended_at = self._clock()
             self._metrics.stepped(time.perf_counter() - started, failed=True)

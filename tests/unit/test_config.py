@@ -180,6 +180,7 @@ def test_a_refusal_names_file_key_and_what_is_allowed(
         ('[policy]\nlisten = "0.0.0.0:1"\n' + MINIMAL, "beyond loopback and without TLS"),
         ('[policy]\nlisten = "policy.example:1"\n' + MINIMAL, "beyond loopback and without TLS"),
         ('[policy]\nadmin_listen = "[::]:1"\n' + MINIMAL, "'[::]:1', beyond loopback, and has no"),
+        ('[policy]\ntraces_url = "collector:4318"\n' + MINIMAL, "it must be a URL"),
         ('[policy]\nlog_format = "xml"\n' + MINIMAL, '"text" or "json"'),
     ],
 )

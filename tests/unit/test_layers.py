@@ -34,7 +34,7 @@ ROWS = (
     # 3: the one who calls them
     ("controller",),
     # 4: the policy server
-    ("dashboard", "events", "metrics"),
+    ("dashboard", "events", "metrics", "traces"),
     ("control", "server"),
     ("admin", "loop"),
     ("parts",),
@@ -60,6 +60,7 @@ HOMES = {
     "grpc_health": {"server"},
     "redis": {"ha.redis_store"},
     "grpc_reflection": {"server"},
+    "opentelemetry": {"traces"},
     "prometheus_client": {"admin", "metrics"},
     "aiohttp": {"admin", "control", "demo", "events"},
     "matplotlib": {"bench"},
