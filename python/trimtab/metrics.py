@@ -149,6 +149,12 @@ FAMILIES: Final = (
     Family("trimtab_state_log_likelihood", "gauge", (), "Log-likelihood of the last observation."),
     Family("trimtab_shadow", "gauge", (), "1 in shadow: learned weights are not applied."),
     Family("trimtab_pins", "gauge", (), "Weights pinned by the operator."),
+    Family(
+        "trimtab_leader",
+        "gauge",
+        (),
+        "1 when this policy server leads or is alone, 0 when it follows another.",
+    ),
     Family("trimtab_generation", "gauge", (), "Generation in force; 0 before the first."),
     Family("trimtab_generation_age_seconds", "gauge", (), "Since the weights in force were made."),
     Family("trimtab_epoch", "gauge", (), "When this lineage of generations began, in ms."),
@@ -392,6 +398,8 @@ class _Traffic(Collector):
         changed = status.get("changed")
         age = None if changed is None else max(0.0, self._now - changed)
         yield "trimtab_generation_age_seconds", (), age
+        availability = status.get("availability", {})
+        yield "trimtab_leader", (), availability.get("role", "alone") != "follower"
         yield "trimtab_reloads_total", (), status.get("stock", {}).get("reloads")
         yield "trimtab_statistics_age_seconds", (), status.get("statistics_age_seconds")
 
