@@ -225,6 +225,7 @@ class World:
             self._rates(),
             self._error,
             slots,
+            [0.0] * n,
             self._random.random(),
             [0.0] * n,
         )

@@ -280,7 +280,7 @@ def test_explain_scores_as_the_rule_does(world: World) -> None:
     assert one["in_flight"] == 4
     assert one["in_flight_class"] == 3
     assert one["work_seconds"] == pytest.approx(work)
-    assert one["score"] == rule.score(0.04, 4, work, 1.0, 0.0, 2.0, 2.0)
+    assert one["score"] == rule.score(0.04, 4, work, 1.0, 0.0, 2.0, 0.0, 2.0)
     served = 0.04 * (1 + rule.SPREAD * 4 / 2)
     assert one["wait_seconds"] == pytest.approx(one["score"] * 2.0 - served)
     assert told["peers"]["s2:1"]["wait_seconds"] == pytest.approx(0.02 / (2 * 0.5))
