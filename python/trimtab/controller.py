@@ -338,8 +338,10 @@ class Controller:
     ) -> dict[str, Any]:
         """Why an upstream's requests go where they go: see `explain.explain`. Raises
         ConfigError for a name that is not known."""
-        view = self._view
-        return explain(view, upstream, address, instance)
+        sharing = {
+            p.address for u in self._config.upstreams for p in u.peers if p.discipline == "ps"
+        }
+        return explain(self._view, upstream, address, instance, sharing=sharing)
 
     def history(self) -> dict[str, Any]:
         """The last minutes, for JSON: see `traffic.History.status`."""

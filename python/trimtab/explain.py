@@ -6,7 +6,7 @@ only, so the explanation is of one balancer. Late binding is not in it: with a w
 least score says where a request would go, and room there when.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any, Final
 
@@ -22,9 +22,15 @@ SERVICE_UNKNOWN_SECONDS: Final = 0.01
 
 
 def explain(
-    view: View, upstream: str, address: str | None = None, instance: str | None = None
+    view: View,
+    upstream: str,
+    address: str | None = None,
+    instance: str | None = None,
+    *,
+    sharing: Collection[str] = (),
 ) -> dict[str, Any]:
     """The explanation of an upstream, or of one of its peers, at one balancer (the first).
+    `sharing` are the addresses that the configuration says share their slots ("ps").
 
     {"upstream", "instance": name or None when none reports, "instances": how many do,
      "generation", "in_use": the generation that this balancer uses,
@@ -53,7 +59,7 @@ def explain(
     if instance is not None and instance not in by_name:
         raise ConfigError(unknown("balancer that reports", instance, by_name))
     snapshot = by_name[instance] if instance else (view.snapshots or (None,))[0]
-    peers = _peers(weights, upstream, control, snapshot)
+    peers = _peers(weights, upstream, control, snapshot, sharing)
     for name, facts in peers.items():
         facts["pinned"] = any([upstream, name] == pin[:2] for pin in view.guard.get("pins", ()))
         facts["withheld"] = view.guard.get("withheld", {}).get(upstream, {}).get(name)
@@ -104,7 +110,11 @@ def _service(control: UpstreamWeights | None) -> float:
 
 
 def _peers(
-    weights: Weights, upstream: str, control: UpstreamWeights, snapshot: Snapshot | None
+    weights: Weights,
+    upstream: str,
+    control: UpstreamWeights,
+    snapshot: Snapshot | None,
+    sharing: Collection[str],
 ) -> dict[str, dict[str, Any]]:
     pairs = snapshot.pairs if snapshot else {}
     found: dict[str, dict[str, Any]] = {}
@@ -125,6 +135,7 @@ def _peers(
             own=_service(control) * peer.affinity,
             in_flight=in_flight,
             work=work,
+            shares=address in sharing,
         ) | {"in_flight_class": mine.in_flight if mine else 0.0}
     order = sorted(
         (a for a, f in found.items() if not (f["drain"] or f["down"])),
@@ -137,12 +148,18 @@ def _peers(
 
 
 def _facts(
-    peer: PeerWeight, server: AddressCounters | None, *, own: float, in_flight: float, work: float
+    peer: PeerWeight,
+    server: AddressCounters | None,
+    *,
+    own: float,
+    in_flight: float,
+    work: float,
+    shares: bool,
 ) -> dict[str, Any]:
     rate = server.rate if server and server.rate > 0 else peer.rate
     error = server.error_ratio if server else 0.0
     slots = peer.slots or 0.0
-    score = rule.score(own, in_flight, work, rate, error, slots, 0.0, peer.weight)
+    score = rule.score(own, in_flight, work, rate, error, slots, float(shares), peer.weight)
     # The rule's own terms: without what is in flight no wait is left in the score.
     served = own / rate * (1 + rule.ERROR_COST * error + rule.SPREAD * in_flight / max(slots, 1.0))
     return {

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -288,6 +289,20 @@ def test_explain_scores_as_the_rule_does(world: World) -> None:
     assert [told["peers"][a]["rank"] for a in by_score] == [1, 2]
     assert (told["profile"], told["instance"], told["instances"]) == ("fast", "one", 1)
     assert json.loads(json.dumps(told)) == told
+
+
+def test_explain_knows_servers_that_share_their_slots(tmp_path: Path) -> None:
+    """Where the configuration says "ps", the score is the rule's for processor sharing."""
+    upstreams = tuple(
+        replace(u, peers=tuple(replace(p, discipline="ps") for p in u.peers))
+        for u in CONFIG.upstreams
+    )
+    world = World(tmp_path, replace(CONFIG, upstreams=upstreams))
+    world.run(10)
+    one = world.controller.explain("a")["peers"]["s1:1"]
+    work = one["work_seconds"]
+    assert one["score"] == rule.score(0.04, 4, work, 1.0, 0.0, 2.0, 1.0, 2.0)
+    assert one["score"] != rule.score(0.04, 4, work, 1.0, 0.0, 2.0, 0.0, 2.0)
 
 
 def test_explain_tells_the_last_change(world: World) -> None:
