@@ -4,7 +4,7 @@
 JSON object. Each balancer has a connection of its own and a moment of its own in the interval, at
 which it asks and reports. A call counts from when it was due: one that the server, or this process,
 was late for is late. Reports are put together from bytes made once, so the load is cheap: only the
-clock and the number of the report change, and the counters of every peer rise in turn of three.
+clock and the number of the report change from one balancer to the next.
 """
 
 import asyncio
@@ -21,8 +21,9 @@ from trimtab.v1 import policy_pb2
 
 __all__ = ["address", "reports", "run"]
 
-# Bodies of reports, made once and used in turn: counters rise from one to the next.
-TURNS: Final = 3
+# Bodies of reports, made once and used in turn: counters rise from one to the next. After about a
+# minute they begin anew, as after a restart of nginx, which costs the server more.
+TURNS: Final = 64
 
 # A call that takes longer has failed; a balancer's own limit is 5 s.
 TIMEOUT_SECONDS: Final = 5.0

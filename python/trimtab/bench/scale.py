@@ -2,7 +2,8 @@
 
 `trimtab serve` runs in a process of its own, held to one processor where there are two, and the
 simulated balancers (`fleet_load`) in another. From the server its processor time and memory are
-read, from the balancers what their calls took.
+read, from the balancers what their calls took. It observes all the time: fitting the states once
+at the end of an observation is a cost of its own, which does not grow with the balancers.
 """
 
 import json
@@ -129,7 +130,7 @@ def _one(size: Size, directory: Path, seconds: float, warm_seconds: float) -> di
 def _configuration(size: Size, directory: Path, listen: str, admin: str) -> str:
     lines = [
         "[policy]", f'listen = "{listen}"', f'admin_listen = "{admin}"',
-        f'state_directory = "{directory / "state"}"', "[learning]", "observe_seconds = 5",
+        f'state_directory = "{directory / "state"}"', "[learning]", "observe_seconds = 86400",
     ]  # fmt: skip
     for u in range(size.upstreams):
         lines += ["[[upstream]]", f'name = "u{u}"', f'location = "/u{u}/"']

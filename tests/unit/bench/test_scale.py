@@ -26,7 +26,7 @@ def test_the_simulated_reports_are_good_ones_that_rise() -> None:
     known = {"u0": frozenset(fleet_load.address(p) for p in range(300))}
     head = b"\x0a\x01n\x10\x01\x18\x01"
     one, two, three = (
-        messages.decode_report(head + body, known) for body in fleet_load.reports(1, 300)
+        messages.decode_report(head + body, known) for body in fleet_load.reports(1, 300)[:3]
     )
     assert isinstance(one.snapshot.pairs, Pairs)
     assert one.unknown == ()
