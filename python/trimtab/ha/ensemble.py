@@ -164,7 +164,7 @@ class Ensemble:
     def _promote(self, claim: Claim) -> None:
         self._look()
         held = self._board.current()
-        epoch = self._redis.begin(claim, int(time.time() * 1000), self._seen)
+        epoch, lost = self._redis.begin(claim, int(time.time() * 1000), self._seen)
         term = Term(self._redis, claim, epoch, self._copy[1], self._keep)
         try:
             brain = controller.assemble(
@@ -172,7 +172,8 @@ class Ensemble:
                 self._reported,
                 _Publishing(self, claim),
                 term,
-                in_force=held if held and held.epoch == epoch else None,
+                # After a loss balancers may have a later generation than we: a new one must come.
+                in_force=held if held and held.epoch == epoch and not lost else None,
             )
         except (AwayError, FencedError):
             raise

@@ -74,7 +74,11 @@ return 1
 
 _RELEASE: Final = _MINE + "return redis.call('DEL', KEYS[1])"
 
-# KEYS: lease, generations. ARGV: lease's value, fresh epoch, known epoch, known generation.
+# Generations skipped when Redis has lost some: a leader makes one an interval at most, and what a
+# follower does not know of yet is an interval or few old.
+_SKIPPED: Final = 1000
+
+# KEYS: lease, generations. ARGV: lease's value, fresh epoch, known epoch and generation, skipped.
 # What this server knows counts as well: Redis may have lost its data.
 _BEGIN: Final = (
     _MINE
@@ -82,12 +86,14 @@ _BEGIN: Final = (
 local stored = redis.call('HMGET', KEYS[2], 'epoch', 'generation')
 local epoch, generation = tonumber(stored[1] or '0'), tonumber(stored[2] or '0')
 local known, floor = tonumber(ARGV[3]), tonumber(ARGV[4])
-if known > epoch then epoch, generation = known, floor
-elseif known == epoch and floor > generation then generation = floor end
+local lost = 0
+if known > epoch or known == epoch and floor > generation then
+  epoch, generation, lost = known, floor + tonumber(ARGV[5]), 1
+end
 if epoch == 0 then epoch = tonumber(ARGV[2]) end
 redis.call('HSET', KEYS[2], 'epoch', string.format('%.0f', epoch),
            'generation', string.format('%.0f', generation))
-return string.format('%.0f', epoch)
+return {string.format('%.0f', epoch), lost}
 """
 )
 
@@ -242,11 +248,13 @@ class RedisStore:
         """Give the lease up, so that another need not wait for its end."""
         self._run(_RELEASE, [self._lease], claim.value)
 
-    def begin(self, claim: Claim, fresh: int, known: tuple[int, int]) -> int:
+    def begin(self, claim: Claim, fresh: int, known: tuple[int, int]) -> tuple[int, bool]:
         """The epoch to lead in: that of Redis or the known one, whichever is later; `fresh` where
-        there is none. Generations go on behind the larger of both."""
+        there is none. Generations go on behind those of Redis, or, where it has lost what is known
+        (True), far enough behind the known one."""
         keys = [self._lease, self._generations]
-        return _number(self._run(_BEGIN, keys, claim.value, fresh, *known))
+        epoch, lost = self._run(_BEGIN, keys, claim.value, fresh, *known, _SKIPPED)
+        return _number(epoch), bool(lost)
 
     def next_generation(self, claim: Claim) -> int:
         """A generation that no leader of this epoch had before."""
