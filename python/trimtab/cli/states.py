@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from trimtab.errors import ConfigError, StateError, TrimtabError
-from trimtab.learn.clusters import Clusters, fit
+from trimtab.learn.clusters import Clusters, fit, fit_bic
 from trimtab.learn.features import Features, features
 from trimtab.model import Connections, PairCounters, Snapshot, Window
 from trimtab.sources.collected import NOT_2XX_3XX, Reading, read_lines
@@ -47,8 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     fitting.add_argument("file", help="what `trimtab collect` wrote, one JSON object a line")
     fitting.add_argument("--out", metavar="MODEL", help="write the model there, as JSON")
     fitting.add_argument(
-        "--clusters", type=int, default=27, metavar="K",
-        help="states at most (default 27); fewer when the observations do not allow them",
+        "--clusters", default="27", metavar="K|bic",
+        help="states at most (default 27), or bic to let the Bayesian information criterion choose "
+        "up to 27; fewer when the observations do not allow them",
     )  # fmt: skip
     fitting.add_argument(
         "--window", type=float, default=WINDOW_SECONDS, metavar="S",
@@ -64,8 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.action == "show":
         print(_described(_read(Path(arguments.model))))
         return 0
-    if not 1 <= arguments.clusters <= 256:
-        raise ConfigError(f"--clusters {arguments.clusters}: it must be from 1 to 256")
+    most = _most(arguments.clusters)
     if not (math.isfinite(arguments.window) and 0 < arguments.window <= MOST_SECONDS):
         raise ConfigError(
             f"--window {arguments.window:g}: it must be above 0, at most {MOST_SECONDS:g} seconds"
@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
             f"{arguments.file}: no traffic in it, nothing to fit: it takes two readings at least, "
             f"{arguments.window:g} s apart, with requests between them"
         )
-    model = _fitted(seen, arguments.clusters, arguments.seed)
+    model = _fitted(seen, most, arguments.seed)
     print(_described(model))
     if arguments.out:
         _write(Path(arguments.out), model)
@@ -141,8 +141,17 @@ def observations(readings: Iterable[Reading], seconds: float) -> list[Features]:
     return [features(w, names, addresses) for w in windows]
 
 
-def _fitted(seen: Sequence[Features], most: int, seed: int) -> dict[str, Any]:
-    clusters = fit(seen, most, seed=seed)
+def _most(text: str) -> int | None:
+    """The number of states at most; None when it is to be chosen."""
+    if text == "bic":
+        return None
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 256:
+        raise ConfigError(f"--clusters {text}: it must be from 1 to 256, or bic")
+    return int(text)
+
+
+def _fitted(seen: Sequence[Features], most: int | None, seed: int) -> dict[str, Any]:
+    clusters = fit_bic(seen, seed=seed) if most is None else fit(seen, most, seed=seed)
     path = [clusters.classify(f) for f in seen]
     moves = Counter((a.index, b.index) for a, b in pairwise(path))
     return {

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from trimtab.learn.features import Features
 
-__all__ = ["Clusters", "State", "allowed_clusters", "fit"]
+__all__ = ["Clusters", "State", "allowed_clusters", "fit", "fit_bic"]
 
 Floats = NDArray[np.float64]
 
@@ -36,6 +36,9 @@ SAMPLES_A_CLUSTER: Final = 10
 
 # A full covariance has d times the parameters of a diagonal one; it needs samples to match.
 SAMPLES_A_COVARIANCE_COLUMN: Final = 4
+
+# What is tried when the number is chosen: steps of about a half, up to the default of 27.
+BIC_COUNTS: Final = (1, 2, 3, 5, 8, 12, 18, 27)
 
 # Bounds the time of a fit: 2000 samples, 27 clusters and 30 columns take about a second.
 MOST_SAMPLES: Final = 2000
@@ -271,6 +274,25 @@ def fit(
         covariances=covariances,
     )
     return _renamed(fitted, previous) if previous else fitted
+
+
+def fit_bic(observations: Sequence[Features], *, seed: int = 0) -> Clusters:
+    """Like `fit`, with the number of clusters, up to 27, that has the least Bayesian information
+    criterion −2·log L + p·log n, p the free parameters (Schwarz, 1978)."""
+    count = len(observations)
+    best, least = None, math.inf
+    for wanted in BIC_COUNTS:
+        if wanted > allowed_clusters(wanted, count):
+            break
+        found = fit(observations, wanted, seed=seed)
+        k, d = found.means.shape
+        diagonal = all(np.count_nonzero(c - np.diag(np.diag(c))) == 0 for c in found.covariances)
+        free = k * (d + (d if diagonal else d * (d + 1) // 2)) + k - 1
+        likelihood = sum(found.classify(o).log_likelihood for o in observations)
+        criterion = free * math.log(count) - 2 * likelihood
+        if best is None or criterion < least:
+            best, least = found, criterion
+    return best if best is not None else fit(observations, 1, seed=seed)
 
 
 def _mixture(z: Floats, wanted: int, seed: int) -> tuple[Floats, Floats, Floats]:

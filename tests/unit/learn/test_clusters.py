@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from trimtab.learn.clusters import Clusters, allowed_clusters, fit
+from trimtab.learn.clusters import Clusters, allowed_clusters, fit, fit_bic
 from trimtab.learn.features import Features
 
 NAMES = ("in_flight/s1:1", "response_time_seconds/a", "requests_per_second/a", "connections")
@@ -195,3 +195,14 @@ def test_classifying_needs_no_scikit_learn() -> None:
         "assert not {'sklearn', 'scipy'} & set(sys.modules), 'imported'\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
+
+
+def test_bic_finds_how_many_loads_there_are() -> None:
+    """Three loads apart from each other are three states, whatever could be fitted."""
+    random = np.random.default_rng(7)
+    seen = [
+        Features(names=("x", "y"), values=tuple((level * random.lognormal(0, 0.05, 2)).tolist()))
+        for level in (1.0, 10.0, 100.0)
+        for _ in range(100)
+    ]
+    assert len(fit_bic(seen).identities) == 3
