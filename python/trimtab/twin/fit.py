@@ -2,8 +2,8 @@
 
 Two sources. The policy server's status has everything that the estimator knows: service times,
 rates, affinities, slots, arrivals. A collector's file (nginx-module-vts) has only requests and mean
-response times: where peers were lightly loaded these are service times; slots it cannot show, so
-they must be given. Neither tells the law of service times, which is taken as exponential, nor how
+response times: less the mean wait these are service times; slots it cannot show, so they must be
+given. Neither tells the law of service times, which is taken as exponential, nor how
 arrivals cluster, which are taken as Poisson. Simulating is not done here.
 """
 
@@ -113,7 +113,7 @@ def from_windows(
         )
     whole = accumulate(seen)
     peers = {name: [a for a in whole.pairs.get(name, {}) if a in slots] for name in deadlines}
-    estimator = Estimator(peers, dict.fromkeys(slots), FORGET_SECONDS)
+    estimator = Estimator(peers, slots, FORGET_SECONDS)
     for window in seen:
         estimator.update(window)
     estimates = estimator.estimates()
@@ -125,7 +125,7 @@ def from_windows(
                 f"{where}: {total.requests} requests of {name}; at least {LEAST_REQUESTS} are "
                 "needed to fit it"
             )
-        # Never lightly loaded: the response time is the best that there is, and too long.
+        # Nothing came of it: the response time is the best that there is, and too long.
         service = estimates.service_time_seconds.get(name) or mean_seconds(total)
         if not service:
             raise StateError(f"{where}: no response times of {name}")

@@ -167,11 +167,12 @@ def test_the_upstream_file_alone_is_that_of_the_whole() -> None:
 @pytest.mark.parametrize(
     ("learned", "expected"),
     [
-        # W, affinity and rate of the per-request rule become one weight; slots are not all known.
+        # W, affinity and rate of the per-request rule become one weight (4^1.25 = 5.66); slots are
+        # not all known.
         (weights(a=PeerWeight(weight=3.0), b=PeerWeight(rate=1.0)), ["weight=3", "weight=1"]),
-        (weights(a=PeerWeight(rate=2.0), b=PeerWeight(affinity=2.0)), ["weight=4", "weight=1"]),
+        (weights(a=PeerWeight(rate=2.0), b=PeerWeight(affinity=2.0)), ["weight=17", "weight=3"]),
         # Now they are: 4 from the configuration, 1 estimated.
-        (weights(a=PeerWeight(), b=PeerWeight(slots=1.0)), ["weight=4", "weight=1"]),
+        (weights(a=PeerWeight(), b=PeerWeight(slots=1.0)), ["weight=17", "weight=3"]),
         # A peer that the weights do not know yet is neutral.
         (weights(a=PeerWeight(weight=0.5)), ["weight=1", "weight=2"]),
     ],
@@ -179,7 +180,7 @@ def test_the_upstream_file_alone_is_that_of_the_whole() -> None:
 def test_learned_weights_are_rendered_in_stock_mode(
     learned: Weights, expected: list[str], tmp_path: Path
 ) -> None:
-    """w = W·k·r / a for the learned class, the static weights for the other one."""
+    """w = W·(k·r / a)^1.25 for the learned class, the static weights for the other one."""
     files = render(CONFIG, PREFIX, mode="stock", weights=learned)
     servers = found(parsed(files["upstreams.conf"], tmp_path), "server")
     ours = [s[1] for s in servers if len(s) > 1]

@@ -75,7 +75,7 @@ def test_status_gives_back_servers_and_load(tmp_path: Path) -> None:
 
 
 def test_windows_of_light_load_give_service_times() -> None:
-    """Without the estimator's figures, the mean response times of lightly loaded servers count."""
+    """Without the estimator's figures, mean response times less the mean wait count."""
     world, _ = live(0.1, 120.0)
     meter, windows = Meter(), []
     while world.now < 120:

@@ -3,6 +3,7 @@
 import re
 import sys
 import urllib.request
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -15,7 +16,7 @@ from trimtab.children import Child
 from trimtab.config import Config
 from trimtab.errors import DependencyError, TrimtabError
 
-__all__ = ["Hook"]
+__all__ = ["Hook", "RunningHook", "serve"]
 
 _START_SECONDS: Final = 30.0
 
@@ -25,7 +26,9 @@ _START_SECONDS: Final = 30.0
 _LUA_ERROR: Final = re.compile(r"\[(error|crit|alert|emerg)\].*(lua|trimtab)")
 
 
-class _Running(RunningNginx):
+class RunningHook(RunningNginx):
+    """nginx with the hook, and the policy server beside it if there is one."""
+
     def __init__(self, process: NginxProcess, policy: Child | None) -> None:
         super().__init__(process)
         self._log = process.error_log
@@ -88,9 +91,9 @@ class Hook:
         if self.wait_deadlines is not None:
             config = _refusing(config, self.wait_deadlines)
         site.directory.mkdir(parents=True, exist_ok=True)
-        policy = _serve(site, config) if self.advised else None
+        policy = serve(site, config) if self.advised else None
         process = NginxProcess.rendered(site.directory, config)
-        running = _Running(process, policy)
+        running = RunningHook(process, policy)
         try:
             process.start()
         except BaseException:
@@ -121,10 +124,10 @@ def _refusing(config: Config, deadlines: float) -> Config:
     )
 
 
-def _serve(site: Site, config: Config) -> Child:
-    """The policy server with this configuration, answering."""
+def serve(site: Site, config: Config, stock: Sequence[str] = ()) -> Child:
+    """The policy server with this configuration, answering. `stock`: the lines of [stock]."""
     path = site.directory / "trimtab.toml"
-    path.write_text(_toml(config), encoding="utf-8")
+    path.write_text("\n".join([*_toml(config), *stock, ""]), encoding="utf-8")
     child = Child(
         "the policy server",
         [sys.executable, "-P", "-m", "trimtab", "serve", "--config", str(path)],
@@ -147,14 +150,16 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _toml(config: Config) -> str:
-    """The configuration as a file; every value has been checked when the `Config` was made."""
+def _toml(config: Config) -> list[str]:
+    """The configuration as lines of a file; every value was checked when `Config` was made."""
     lines = [
         "[policy]",
         f'listen = "{config.policy.listen}"',
         f'admin_listen = "{config.policy.admin_listen}"',
         f'state_directory = "{config.policy.state_directory}"',
+        f"interval_seconds = {config.policy.interval_seconds}",
         "[nginx]",
+        f'mode = "{config.nginx.mode}"',
         f'listen = ["{config.nginx.listen[0]}"]',
         f'internal_listen = "{config.nginx.internal_listen}"',
         f"worker_processes = {config.nginx.worker_processes}",
@@ -176,4 +181,4 @@ def _toml(config: Config) -> str:
             if peer.slots is not None:
                 lines.append(f"slots = {peer.slots}")
             lines.append(f'discipline = "{peer.discipline}"')
-    return "\n".join(lines) + "\n"
+    return lines

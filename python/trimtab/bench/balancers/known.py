@@ -9,6 +9,7 @@ from trimtab.bench.balancers.envoy import Envoy
 from trimtab.bench.balancers.haproxy import Haproxy
 from trimtab.bench.balancers.hook import Hook
 from trimtab.bench.balancers.nginx import Nginx
+from trimtab.bench.balancers.stock import StockMode
 from trimtab.errors import ConfigError
 
 __all__ = ["BALANCERS", "BASE", "PEERS", "QUICK", "chosen"]
@@ -89,6 +90,7 @@ BALANCERS: Final[tuple[Balancer, ...]] = (
         advised=False,
         hint="slots",
     ),
+    StockMode(name="trimtab-stock", label="Trimtab, stock mode (least_conn, reloads)"),
 )
 
 # What ratios are to, unless told otherwise.
