@@ -10,7 +10,7 @@ from trimtab.children import Child
 from trimtab.config import Config, Learning, Nginx, Peer, Policy, Upstream
 from trimtab.demo.scenario import Scenario
 
-__all__ = ["Balancer", "Running", "RunningChild", "Site", "cpu_seconds"]
+__all__ = ["Balancer", "Running", "RunningChild", "Site", "cpu_seconds", "waited_seconds"]
 
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 
@@ -144,15 +144,21 @@ def _scheduled(pid: int) -> float:
     return total / 1e9
 
 
-def _ticked(pid: int) -> float:
+def waited_seconds(pid: int) -> float:
+    """Processor time of the children of a process that have ended; 0 when it is gone."""
+    return _ticked(pid, 13)
+
+
+def _ticked(pid: int, at: int = 11) -> float:
     """The same in hundredths of a second, which every Linux counts."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return 0.0
-    # The name in parentheses may hold anything; after it, fields 3 on. 14 and 15 are the times.
+    # The name in parentheses may hold anything; after it, fields 3 on. 14 and 15 are the process's
+    # own times, 16 and 17 those of its ended children.
     fields = text.rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICKS
+    return (int(fields[at]) + int(fields[at + 1])) / _TICKS
 
 
 class RunningChild:

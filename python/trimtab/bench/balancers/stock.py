@@ -16,7 +16,7 @@ from typing import Final
 from trimtab.actuators import nginx_conf
 from trimtab.actuators.nginx_binary import find, machine
 from trimtab.actuators.nginx_process import NginxProcess
-from trimtab.bench.balancers.base import Running, Site
+from trimtab.bench.balancers.base import Running, Site, waited_seconds
 from trimtab.bench.balancers.hook import RunningHook, serve
 from trimtab.children import Child
 from trimtab.config import Config, Stock, split_address
@@ -41,6 +41,11 @@ class _Running(RunningHook):
         super().__init__(process, policy)
         self._status_url = f"http://{site.admin_listen}/status.json"
         self._told = site.directory / "stock.json"
+
+    def cpu_seconds(self) -> float:
+        """Of the master and its workers, those that reloads have ended included."""
+        now = super().cpu_seconds()
+        return now + waited_seconds(self._process.pid) if now else now
 
     def check(self) -> None:
         """Raise TrimtabError when a part has died; note what the reloads came to."""
