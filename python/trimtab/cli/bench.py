@@ -307,7 +307,7 @@ def _check_nginx(path: str) -> None:
         nginx_binary.find(path)
     except DependencyError as error:
         if not shutil.which(path):
-            raise ConfigError(f"--nginx {path}: there is no such program") from None
+            raise ConfigError(f"--nginx {path}: there is no program of that name") from None
         raise ConfigError(f"--nginx {path}: {error}") from None
 
 
