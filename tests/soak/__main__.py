@@ -28,8 +28,8 @@ CLIENT_TIMEOUT_SECONDS = 20.0
 # Between two faults: reports, weights and estimates are themselves again.
 CALM_SECONDS = (1.0, 3.0)
 
-# The first weights, the first fit of the states, full pools of connections.
-WARM_UP_SECONDS = 20.0
+# For the observation to end: ten seconds, and what a busy machine needs. Then memory is judged.
+WARM_UP_SECONDS = 60.0
 
 # What may come and go with connections and the allocator's pieces, without a leak.
 FLAT_RATIO = 1.15
@@ -107,15 +107,19 @@ class Watch:
         self.memory: dict[str, list[tuple[float, float]]] = {}
         self.generations: list[tuple[int, int]] = []
         self._stage = stage
+        self._start = time.monotonic()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._look)
         self._thread.start()
 
+    def elapsed(self) -> float:
+        """Seconds since it began to look."""
+        return time.monotonic() - self._start
+
     def _look(self) -> None:
-        start = time.monotonic()
         while not self._stop.wait(0.5):
             for role, size in self._stage.memory().items():
-                self.memory.setdefault(role, []).append((time.monotonic() - start, size))
+                self.memory.setdefault(role, []).append((self.elapsed(), size))
             if (seen := self._stage.weights()) is not None:
                 self.generations.append(seen)
 
@@ -142,6 +146,17 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--directory", type=Path, default=Path("var/soak"), help="(var/soak)")
     parser.add_argument("--json", type=Path, help="also write what was found there")
     return parser.parse_args(argv)
+
+
+def warmed(stage: Stage, watch: Watch) -> float:
+    """Wait until the observation is over; when that was, in the watch's seconds."""
+    give_up = time.monotonic() + WARM_UP_SECONDS
+    while time.monotonic() < give_up and stage.phase() in ("observing", ""):
+        time.sleep(0.2)
+    # Beyond the watch's next look.
+    at = watch.elapsed()
+    time.sleep(1.0)
+    return at
 
 
 def disturb(
@@ -203,6 +218,7 @@ def main(argv: list[str] | None = None) -> int:
         try:
             load = Load(stage, options.seed, options.rate, options.seconds)
             load.began()
+            warm = warmed(stage, watch)
             last = options.seconds - CALM_SECONDS[1]
             disturbances, made = disturb(stage, load, Random(options.seed), names, last)
             result = load.result()
@@ -214,7 +230,7 @@ def main(argv: list[str] | None = None) -> int:
     wrong += backward(watch.generations)
     rows = []
     for role, samples in watch.memory.items():
-        grown = growth_ratio(samples, WARM_UP_SECONDS)
+        grown = growth_ratio(samples, warm)
         rows.append([role, f"{max(s for _, s in samples) / 1e6:.1f}", f"{grown:.3f}"])
         if grown > FLAT_RATIO:
             wrong.append(f"the memory of the {role} grew to {grown:.2f} of its beginning")

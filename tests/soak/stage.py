@@ -173,6 +173,13 @@ class Stage:
         except OSError:
             return None
 
+    def phase(self) -> str:
+        """What the policy server is at; empty when it does not say."""
+        try:
+            return str(get(f"http://{self.config.policy.admin_listen}/status.json")["phase"])
+        except OSError:
+            return ""
+
     def memory(self) -> dict[str, int]:
         """Resident bytes of the policy server and of the largest nginx worker."""
         sizes = {}
