@@ -22,8 +22,8 @@ setup-bench:
 run: setup ## the demo: round robin, least_conn, Trimtab under the same load (ARGS=stats.json saves statistics)
 	@$(TRIMTAB) run $(ARGS)
 
-test: setup-dev ## run the tests (ARGS='-k name' to choose)
-	@$(PYTHON) -m pytest $(ARGS)
+test: setup-dev ## run the tests (ARGS='-k name' to choose, ARGS='-n 0 -s' to see what they print)
+	@$(PYTHON) -m pytest -n 2 --dist loadfile $(ARGS)
 
 fuzz: setup-dev ## a million random and mutated messages to the policy server (TRIMTAB_FUZZ_SEED=N)
 	@TRIMTAB_FUZZ_MESSAGES=$${TRIMTAB_FUZZ_MESSAGES:-1000000} $(PYTHON) -m pytest --timeout 3600 tests/unit/test_server_fuzz.py $(ARGS)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nginxes import free_ports
+from ports import free_ports
 from trimtab.paths import lua_directory
 
 __all__ = ["Hooked", "Load", "hooked", "load", "until"]

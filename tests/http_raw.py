@@ -55,23 +55,3 @@ def _head(method: str, target: str, headers: tuple[str, ...]) -> bytes:
     return "".join(
         f"{h}\r\n" for h in (f"{method} {target} HTTP/1.1", "Host: x", *headers)
     ).encode()
-
-
-def free_port(count: int = 1) -> int:
-    """The first of `count` consecutive ports on 127.0.0.1 that nothing listens on."""
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            first = int(probe.getsockname()[1])
-        if first + count <= 65536 and all(_free(first + i) for i in range(count)):
-            return first
-
-
-def _free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-        return True

@@ -1,25 +1,16 @@
 """Configurations and backends for tests that run a private nginx."""
 
 import contextlib
-import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from ports import free_ports
 from trimtab import config
 from trimtab.config import Config
 
-__all__ = ["answering", "configuration", "free_ports", "toml"]
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports on loopback that were free a moment ago."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+__all__ = ["answering", "configuration", "toml"]
 
 
 def toml(directory: Path, *, peers: list[str] | None = None) -> str:

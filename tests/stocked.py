@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from nginxes import free_ports
+from ports import free_ports
 from trimtab import config
 from trimtab.actuators.nginx_process import NginxProcess
 from trimtab.config import Config

@@ -17,8 +17,8 @@ import pytest
 
 from hooked import Hooked, Load, hooked, load, until
 from nginx.policy_server import PolicyServer, policy_server
-from nginxes import free_ports
 from peers import Peer, Peers, peers
+from ports import free_ports
 
 EPOCH = 1_767_225_600_000
 # Long enough for a kill and a look on a busy machine, short enough to wait for.

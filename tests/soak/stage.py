@@ -15,8 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from http_raw import free_port
-from nginxes import free_ports
+from ports import free_port, free_ports
 from trimtab import config
 from trimtab.actuators.nginx_process import NginxProcess
 from trimtab.children import Child

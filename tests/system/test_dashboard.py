@@ -7,7 +7,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ import pytest
 
 import browser
 from feeding import Feeder
+from ports import free_ports
 from trimtab import config, dashboard
 from trimtab.config import Config
 
@@ -28,15 +28,6 @@ TIMEOUT = 30.0  # seconds; nothing here takes long, but the machine may be busy
 TOKEN = "correct-horse-battery"
 
 needs_browser = pytest.mark.skipif(browser.BINARY is None, reason=browser.WHY_NOT)
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody uses."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [s.getsockname()[1] for s in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 @dataclass

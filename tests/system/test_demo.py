@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from http_raw import free_port, get, post
+from http_raw import get, post
+from ports import free_port
 
 SOON = 60.0  # seconds; a node starts in one, but the machine may be busy
 

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 import redis_server
-from nginxes import answering, free_ports
+from nginxes import answering
+from ports import free_ports
 from trimtab import config
 from trimtab.actuators.nginx_process import NginxProcess
 from trimtab.children import Child

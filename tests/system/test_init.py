@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nginxes import free_ports
+from ports import free_ports
 from trimtab import config
 from trimtab.actuators import nginx_binary
 from trimtab.cli import main
@@ -229,7 +229,8 @@ def test_the_starter_is_valid_and_shows_every_key_with_its_default(tmp_path: Pat
     optional = ("instance", "vts_url", "vts_ca_file", "deadline_seconds", "slots", "trained")
     optional = (*optional, "token_file", "token_variable", "max_wait_seconds")
     optional = (*optional, "balancer_token_file", "tls_certificate", "tls_key", "tls_client_ca")
-    optional = (*optional, "max_connection_age_seconds")
+    optional = (*optional, "max_connection_age_seconds", "traces_url", "url", "password_file")
+    optional = (*optional, "policy_servers")
     optional = (*optional, "policy_ca", "policy_certificate", "policy_key")
     optional = (*optional, "try_timeout_seconds", "check_path")
     given = re.sub(r"^# (?=[a-z_]+ = )", "", text, flags=re.MULTILINE)

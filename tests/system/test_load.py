@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nginxes import free_ports
+from ports import free_ports
 from trimtab.cli import main
 
 TRIMTAB = (sys.executable, "-m", "trimtab")

@@ -17,8 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from http_raw import free_port
-from nginxes import free_ports
+from ports import free_port, free_ports
 from trimtab import config
 from trimtab.actuators.nginx_process import NginxProcess
 from trimtab.children import Child

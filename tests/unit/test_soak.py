@@ -5,7 +5,7 @@ import threading
 
 import numpy as np
 
-from http_raw import free_port
+from ports import free_port
 from soak.forwarder import Link, forwarding
 from soak.judge import Disturbance, backward, growth_ratio, judge
 from trimtab.load.records import Ending, Records

@@ -227,6 +227,9 @@ _STARTER: Final = """\
 # keepalive_seconds = 60
 # max_connection_age_seconds = 3600
 # log_format = "text"
+# Traces of the control loop and of gRPC calls, to an OpenTelemetry collector.
+# traces_url = "http://127.0.0.1:4318/v1/traces"
+# traces_ratio = 0.01
 
 [nginx]
 # "lua": an nginx with the Lua module, rendered by Trimtab. "stock": any nginx with
@@ -244,6 +247,16 @@ _STARTER: Final = """\
 # policy_name = "localhost"
 # policy_certificate = "/etc/trimtab/nginx.pem"
 # policy_key = "/etc/trimtab/nginx.key"
+# Several policy servers to ask (docs/high-availability.md); that of this file when absent.
+# policy_servers = ["10.0.0.5:18290", "10.0.0.6:18290"]
+
+[state]
+# Where several policy servers share what they know: Redis. This one is alone when absent. By `name`
+# it tells the others what it is called; the host's name when absent.
+# url = "redis://127.0.0.1:6379/0"
+# password_file = "/etc/trimtab/redis-password"
+# prefix = "trimtab"
+# lease_seconds = 3
 
 [stock]
 # Read in stock mode only. Statistics; those of internal_listen when absent.

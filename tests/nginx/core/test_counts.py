@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from hooked import Hooked, abort, hooked, load, until
-from nginxes import free_ports
 from peers import Peer, Peers, peers
+from ports import free_ports
 
 SERVER = """
         location = /page { return 200 page; }

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from hooked import Hooked, Load, abort, hooked, load, until
-from nginx.wire.harness import free_port, nginx, post_json
+from nginx.wire.harness import nginx, post_json
 from peers import Peer, Peers, peers
+from ports import free_port
 
 FAILURES, ERRORS, STALL, CHECK = 1, 2, 3, 4
 

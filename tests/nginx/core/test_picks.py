@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from hooked import Load, hooked, load, until
-from nginxes import free_ports
 from peers import Peer, Peers, peers
+from ports import free_ports
 from trimtab.cli import main
 
 

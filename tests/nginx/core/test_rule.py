@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 import rule_sequences
-from nginx.wire.harness import free_port, nginx, post_json
+from nginx.wire.harness import nginx, post_json
+from ports import free_port
 
 
 @pytest.fixture(scope="module")

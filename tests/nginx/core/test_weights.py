@@ -14,8 +14,8 @@ import pytest
 
 from hooked import Hooked, hooked, load, until
 from nginx.policy_server import PolicyServer, policy_server
-from nginxes import free_ports
 from peers import Peer, Peers, peers
+from ports import free_ports
 
 
 @pytest.fixture

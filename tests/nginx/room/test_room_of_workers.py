@@ -13,8 +13,8 @@ import psutil
 import pytest
 
 from hooked import Hooked, hooked, until
-from nginxes import free_ports
 from peers import Peer, peers
+from ports import free_ports
 from waiting_room import HELD, Client, full, known, waiting
 
 

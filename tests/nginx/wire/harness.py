@@ -39,13 +39,6 @@ http {{
 """
 
 
-def free_port() -> int:
-    """A port on loopback that nothing listens on now."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
-
-
 def wait_for_port(port: int, seconds: float = 10.0) -> None:
     """Return when something listens on the port."""
     end = time.monotonic() + seconds

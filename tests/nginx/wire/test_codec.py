@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from nginx.wire import golden
-from nginx.wire.harness import LUA, free_port, nginx, post_json
+from nginx.wire.harness import LUA, nginx, post_json
+from ports import free_port
 from trimtab.v1 import policy_pb2
 
 

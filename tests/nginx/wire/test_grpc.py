@@ -14,7 +14,8 @@ import pytest
 
 from nginx.policy_server import PolicyServer, policy_server
 from nginx.wire import golden
-from nginx.wire.harness import LUA, decoded, encoded, free_port, nginx, post_json
+from nginx.wire.harness import LUA, decoded, encoded, nginx, post_json
+from ports import free_port
 from trimtab.v1 import policy_pb2
 
 INVALID_ARGUMENT, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, INTERNAL, UNAVAILABLE = 3, 4, 8, 13, 14

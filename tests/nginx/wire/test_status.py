@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from hooked import load, until
-from nginx.wire.harness import LUA, free_port, get, nginx, post_json
+from nginx.wire.harness import LUA, get, nginx, post_json
 from nginxes import configuration
 from peers import Peer, Peers, peers
+from ports import free_port
 from trimtab import config
 from trimtab.actuators.nginx_process import NginxProcess
 from trimtab.config import Config, split_address

@@ -16,7 +16,8 @@ from typing import Self
 
 import pytest
 
-from nginxes import answering, free_ports
+from nginxes import answering
+from ports import free_ports
 from stocked import PEERS, Stocked, stocked, toml, weights, weights_of
 from trimtab import config
 from trimtab.actuators import nginx_process

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import uvloop
 
-from http_raw import TIMEOUT, Answer, exchange, free_port, get, post, post_bytes, receive
+from http_raw import TIMEOUT, Answer, exchange, get, post, post_bytes, receive
+from ports import free_port
 from trimtab.demo import capacity, social
 from trimtab.demo.social import Node, NodeSettings, check_slowness, loopback
 from trimtab.errors import ConfigError, TrimtabError
