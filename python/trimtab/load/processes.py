@@ -7,6 +7,8 @@ the schedule, and what is sent, is the same for any number of them.
 import asyncio
 import contextlib
 import json
+import os
+import signal
 import sys
 import tempfile
 import time
@@ -66,8 +68,11 @@ class _Worker:
 
     async def end(self) -> None:
         """Kill the process if it is still there, and reap it."""
-        with contextlib.suppress(ProcessLookupError):
-            self.process.kill()
+        if self.process.returncode is None:
+            # Not process.kill(): that reaps a process that has just ended, and asyncio, which waits
+            # for it in a thread, then complains of an unknown child.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.process.pid, signal.SIGKILL)
         await self.process.wait()
         # asyncio closes a pipe only when it has been read to its end.
         for pipe in (self.process.stdout, self.process.stderr):

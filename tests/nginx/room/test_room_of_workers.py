@@ -173,13 +173,15 @@ def test_thousands_wait_in_order_and_in_little_memory(tmp_path: Path) -> None:
         # Batches came one after the other, and so they are answered, but for the slots.
         assert max(abs(n // 250 - i // 250) for i, n in enumerate(order)) <= 1
         until(nginx.is_at_rest)
-        asyncio.run(all_of_them())
-        until(nginx.is_at_rest)
+        for _ in range(2):
+            asyncio.run(all_of_them())
+            until(nginx.is_at_rest)
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     each = (peak[0] - before[0]) / count
     print(f"{each:.0f} bytes a waiting request")
     assert each < 20_000
-    assert peak[1] - peak[0] < 0.2 * (peak[0] - before[0])
+    # What is lost each time shows each time; once more is the allocator's and the collector's.
+    assert min(peak[1] - peak[0], peak[2] - peak[1]) < 0.2 * (peak[0] - before[0])
 
 
 def test_pokes_from_strangers_change_nothing(tmp_path: Path) -> None:
