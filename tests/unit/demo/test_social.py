@@ -497,6 +497,8 @@ def _until_refused(address: str) -> None:
             socket.create_connection((host, int(port)), timeout=TIMEOUT).close()
         except ConnectionRefusedError:
             return
+        except ConnectionResetError:
+            continue  # it stopped listening while this one was not accepted yet
         time.sleep(0.01)
     raise AssertionError(f"{address} still listens")
 
