@@ -53,7 +53,7 @@ HOMES = {
     "sklearn": {"learn.clusters"},
     "torch": {"learn.dqn"},
     "requests": {"sources", "cli"},
-    "jinja2": {"actuators.nginx_conf"},
+    "jinja2": {"actuators.templates"},
     "trimtab.v1": {"bench.fleet_load", "messages", "rows"},
     "google": {"messages", "rows"},
     "grpc": {"bench.fleet_load", "server"},

@@ -1,13 +1,10 @@
-"""nginx configuration from a `Config`: the templates, and what makes values safe in them.
+"""nginx configuration from a `Config`: an nginx of one's own, and its files on disk.
 
-`render` is a pure function of its arguments. What makes values safe is in `safe_text`, finding
-nginx and running it in `nginx_process`.
+`render` is a pure function of its arguments. The file of upstreams is `upstreams_conf`'s, that of
+the hook `hook_file`'s; what makes values safe is in `safe_text`, finding nginx and running it in
+`nginx_process`.
 """
 
-import functools
-import hashlib
-import ipaddress
-import json
 import math
 import os
 import re
@@ -17,9 +14,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any, Final
 
-import jinja2
-
-from trimtab import __version__, paths
+from trimtab import paths
 from trimtab.actuators import safe_text
 from trimtab.actuators.groups import (
     BALANCERS,
@@ -29,7 +24,11 @@ from trimtab.actuators.groups import (
     static_groups,
     stock_groups,
 )
-from trimtab.config import Config, Upstream, split_address
+from trimtab.actuators.hook_file import TRIES, hook_json
+from trimtab.actuators.nginx_checks import check, policy_addresses, policy_tls
+from trimtab.actuators.templates import environment
+from trimtab.actuators.upstreams_conf import token_of_groups, values
+from trimtab.config import Config, Upstream
 from trimtab.errors import ConfigError, TrimtabError
 from trimtab.model import BUCKET_BOUNDS_SECONDS, Weights
 
@@ -41,11 +40,7 @@ __all__ = [
     "TEMP_PATHS",
     "TOKEN_FILE",
     "Machine",
-    "environment",
-    "include_line",
-    "local",
     "render",
-    "render_upstreams",
     "write",
 ]
 
@@ -59,34 +54,9 @@ MAX_OPEN_FILES: Final = 40_000
 # Holds the token of calls to the policy server: for the eyes of who starts nginx.
 TOKEN_FILE: Final = "policy_token.conf"  # noqa: S105
 
-# Names of our own upstream groups.
-_POLICY_GROUP: Final = "trimtab_policy"
-
 # A connection to a server on the same network takes milliseconds; a SYN lost twice takes three
 # seconds, and after five another server is the better hope.
 _CONNECT_SECONDS: Final = 5.0
-
-# Keys of an upstream that the hook takes as they are.
-_HEALTH: Final = (
-    "eject_failures",
-    "eject_error_ratio",
-    "eject_stall_seconds",
-    "eject_seconds",
-    "eject_max_seconds",
-    "eject_max_ratio",
-    "slow_start_seconds",
-    "check_interval_seconds",
-    "check_timeout_seconds",
-    "check_failures",
-    "check_successes",
-    "retry_ratio",
-    "retries_per_second",
-    "retry_non_idempotent",
-)
-
-# With this many tries a request fails only if three servers in a row do; more would multiply the
-# load of requests that fail everywhere.
-_TRIES: Final = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,102 +68,6 @@ class Machine:
     user: tuple[str, str] | None = None  # user and group of the workers, when root starts nginx
     open_files: int = MAX_OPEN_FILES  # that a worker may have
     lua_directory: str = ""  # holds resty/trimtab.lua; "" is the package's own
-
-
-@functools.cache
-def environment() -> jinja2.Environment:
-    """Templates whose every written value must have gone through a filter of `safe_text`."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(paths.templates_directory()),
-        undefined=jinja2.StrictUndefined,
-        # HTML escaping would damage values; `only_safe` holds every one to a filter instead.
-        autoescape=False,  # noqa: S701
-        finalize=safe_text.only_safe,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters.update(safe_text.FILTERS)
-    return environment
-
-
-def _refuse_names(address: str, key: str) -> None:
-    """In lua mode Lua connects and nginx reports addresses, so names would match nothing."""
-    try:
-        host, port = split_address(address)
-    except ValueError as error:
-        raise ConfigError(f"{key} is {address!r}; it must be {error}") from None
-    if host.startswith("unix:"):
-        return
-    try:
-        ip = ipaddress.ip_address(host.strip("[]"))
-    except ValueError:
-        raise ConfigError(
-            f"{key} is {address!r}, a host name; lua mode needs the IP address "
-            f"(`getent hosts {host}` shows it), as nginx counts and connects by it"
-        ) from None
-    shown = f"[{ip}]" if ip.version == 6 else str(ip)
-    if f"{shown}:{port}" != address:
-        raise ConfigError(f"{key} is {address!r}; write it as nginx does: '{shown}:{port}'")
-
-
-def local(address: str) -> str:
-    """Where to connect on this machine to what listens on `address`."""
-    host, port = split_address(address)
-    return {"0.0.0.0": f"127.0.0.1:{port}", "[::]": f"[::1]:{port}"}.get(host, address)  # noqa: S104
-
-
-def _policy_addresses(config: Config) -> list[str]:
-    """Where the hook's bridge finds policy servers."""
-    return [local(address) for address in config.nginx.policy_servers or (config.policy.listen,)]
-
-
-def _check(config: Config, hook: bool) -> None:
-    """What nginx needs beyond what `config` has checked."""
-    seen: dict[str, str] = {}
-    for upstream in config.upstreams:
-        name = upstream.name
-        if name.lower() in (_POLICY_GROUP, SHARED_GROUP):
-            raise ConfigError(f"{config.path}: the upstream name {name!r} is reserved; change it")
-        if seen.setdefault(name.lower(), name) != name:
-            raise ConfigError(
-                f"{config.path}: the upstream names {name!r} and {seen[name.lower()]!r} "
-                "are one to nginx, which ignores case; change one"
-            )
-        if hook:
-            for peer in upstream.peers:
-                key = f"{config.path}: address in [[upstream.peer]] of {name!r}"
-                _refuse_names(peer.address, key)
-    if hook:
-        _refuse_names(config.policy.listen, f"{config.path}: listen in [policy]")
-        for address in config.nginx.policy_servers:
-            _refuse_names(address, f"{config.path}: policy_servers in [nginx]")
-        _refuse_names(config.nginx.internal_listen, f"{config.path}: internal_listen in [nginx]")
-
-
-def _policy_tls(config: Config) -> dict[str, str] | None:
-    """How the bridge speaks TLS to the policy server; None when it does not. Raises ConfigError."""
-    nginx = config.nginx
-    if config.policy.tls_certificate is None:
-        return None
-    if nginx.policy_ca is None:
-        raise ConfigError(
-            f"{config.path}: tls_certificate in [policy] is set, and policy_ca in [nginx] is not: "
-            "name the authorities that nginx checks the policy server's certificate with (the "
-            "certificate itself, when it is self-signed)"
-        )
-    if config.policy.tls_client_ca and nginx.policy_certificate is None:
-        raise ConfigError(
-            f"{config.path}: tls_client_ca in [policy] is set, so nginx needs policy_certificate "
-            "and policy_key in [nginx]"
-        )
-    files = {
-        "ca": nginx.policy_ca,
-        "certificate": nginx.policy_certificate,
-        "key": nginx.policy_key,
-    }
-    absolute = {name: str(path.absolute()) if path else "" for name, path in files.items()}
-    return {"name": nginx.policy_name, **absolute}
 
 
 def _route(upstream: Upstream, group: str, peers: int, statuses: Sequence[int]) -> dict[str, Any]:
@@ -209,113 +83,14 @@ def _route(upstream: Upstream, group: str, peers: int, statuses: Sequence[int]) 
         "next_upstream": cases,
         # With less, a try that has timed out would leave no time for another.
         "all_tries_seconds": 2 * upstream.timeout_seconds,
-        "tries": min(peers, _TRIES),
+        "tries": min(peers, TRIES),
     }
-
-
-def _hook_json(config: Config, balance: bool) -> str:
-    """`trimtab.json`, which `resty.trimtab` reads; what is not known is left out."""
-    upstreams = []
-    for upstream in config.upstreams:
-        entry: dict[str, Any] = {"name": upstream.name, "priority": upstream.priority}
-        if upstream.deadline_seconds is not None:
-            entry["deadline_seconds"] = upstream.deadline_seconds
-        entry["timeout_seconds"] = upstream.timeout_seconds
-        entry["hold"] = upstream.hold
-        entry["max_waiting"] = upstream.max_waiting
-        if upstream.max_wait_seconds is not None:
-            entry["max_wait_seconds"] = upstream.max_wait_seconds
-        entry |= {name: getattr(upstream, name) for name in _HEALTH}
-        entry["tries"] = min(len(upstream.peers), _TRIES)
-        for name in ("try_timeout_seconds", "check_path"):
-            if (value := getattr(upstream, name)) is not None:
-                entry[name] = value
-        entry["peers"] = [
-            {
-                "address": p.address,
-                **({"slots": p.slots} if p.slots else {}),
-                **({"discipline": p.discipline} if p.discipline != "fifo" else {}),
-                "weight": p.weight,
-            }
-            for p in upstream.peers
-        ]
-        upstreams.append(entry)
-    whole = {
-        "format": 1,
-        "instance": config.nginx.instance,
-        "interval_seconds": config.policy.interval_seconds,
-        "bridge": local(config.nginx.internal_listen),
-        "balance": balance,
-        "upstreams": upstreams,
-    }
-    return json.dumps(whole, indent=1, allow_nan=False) + "\n"
 
 
 def _vts_buckets() -> list[str]:
     """Our bucket bounds as VTS takes them: whole milliseconds, at most 32 of them."""
     rounded = sorted({round(bound, 3) for bound in BUCKET_BOUNDS_SECONDS if bound >= 0.001})
     return [f"{bound:.3f}".rstrip("0").rstrip(".") for bound in rounded[:32]]
-
-
-def _values(
-    config: Config, groups: list[dict[str, Any]], weights: Weights | None
-) -> dict[str, Any]:
-    """What upstreams.conf needs."""
-    return {
-        "config": config,
-        "generation": weights.generation if weights else 0,
-        "groups": groups,
-        "policy_addresses": [],
-        "source": config.path,
-        "version": __version__,
-        "weights_from": f"learned weights ({weights.reason})" if weights else "static weights",
-    }
-
-
-def _token(config: Config, groups: list[dict[str, Any]], weights: Weights | None) -> str:
-    """Names what the workers of a configuration serve: epoch, generation, and the content."""
-    content = json.dumps([groups, config.nginx.internal_listen, config.stock.vts_url])
-    digest = hashlib.sha256(content.encode(errors="replace")).hexdigest()[:16]
-    epoch, generation = (weights.epoch, weights.generation) if weights else (0, 0)
-    return f"{epoch}-{generation}-{digest}"
-
-
-def include_line(file: Path) -> str:
-    """What makes nginx read a file. Raises ConfigError for a path that nginx cannot take."""
-    return f"include {safe_text.FILTERS['quoted'](str(file))};"
-
-
-def render_upstreams(
-    config: Config, weights: Weights | None = None, *, status: bool = True
-) -> tuple[str, str]:
-    """The upstream file of stock mode alone, for an nginx that includes it; and its token, which
-    the workers that serve it tell at /trimtab/generation.
-
-    Args:
-        config: what to render.
-        weights: learned weights; the static ones when None.
-        status: whether the internal server shows the statistics, as far as the configuration
-            wants that at all. False needs no VTS module.
-
-    Raises:
-        ConfigError: a value cannot be written safely.
-    """
-    _check(config, hook=False)
-    groups = stock_groups(config, weights)
-    token = _token(config, groups, weights)
-    text = (
-        environment()
-        .get_template("upstreams.conf.j2")
-        .render(
-            {
-                **_values(config, groups, weights),
-                "stock": True,
-                "token": token,
-                "vts": status and not config.stock.vts_url,
-            }
-        )
-    )
-    return text, token
 
 
 def render(
@@ -378,7 +153,7 @@ def render(
     lua_directory = machine.lua_directory or (str(paths.lua_directory()) if hook else "")
     if re.search("[;?]", lua_directory):
         raise ConfigError(f"{lua_directory!r}: Lua's package path cannot hold a ';' or a '?'")
-    _check(config, hook)
+    check(config, hook)
 
     # In one worker the counts are exact anyway.
     zone = stock or (balancer != "trimtab" and config.nginx.worker_processes != 1)
@@ -393,8 +168,8 @@ def render(
         for u, g in zip(config.upstreams, cycle(groups), strict=False)
     ]
     pairs = sum(len(g["servers"]) for g in groups)
-    values = {
-        **_values(config, groups, weights),
+    wanted = {
+        **values(config, groups, weights),
         "access_log": access_log,
         "catches_all": any(u.location == "/" for u in config.upstreams),
         "directory": str(directory),
@@ -402,10 +177,10 @@ def render(
         "stock": stock,
         "lua_directory": lua_directory,
         "machine": machine,
-        "policy_addresses": _policy_addresses(config) if hook else [],
-        "policy_tls": _policy_tls(config) if hook else None,
+        "policy_addresses": policy_addresses(config) if hook else [],
+        "policy_tls": policy_tls(config) if hook else None,
         "policy_token": balancer_token if hook else None,
-        "token": _token(config, groups, weights) if stock else "",
+        "token": token_of_groups(config, groups, weights) if stock else "",
         "routes": routes,
         # Long enough for any request, within reason: until then old and new workers share peers.
         "shutdown_seconds": min(120.0, max(10.0, *(u.timeout_seconds for u in config.upstreams))),
@@ -420,11 +195,11 @@ def render(
     }
     templates = environment()
     files = {
-        name: templates.get_template(f"{name}.j2").render(values)
+        name: templates.get_template(f"{name}.j2").render(wanted)
         for name in ("nginx.conf", "upstreams.conf")
     }
     if hook:
-        files["trimtab.json"] = _hook_json(config, balancer == "trimtab")
+        files["trimtab.json"] = hook_json(config, balancer == "trimtab")
         if balancer_token:
             token = safe_text.FILTERS["quoted"](f"Bearer {balancer_token}")
             files[TOKEN_FILE] = f"grpc_set_header Authorization {token};\n"

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-from trimtab.actuators import nginx_conf
+from trimtab.actuators import nginx_checks, nginx_conf
 from trimtab.actuators.nginx_binary import Installation, find, machine
 from trimtab.children import Child
 from trimtab.config import Config, split_address
@@ -183,7 +183,7 @@ class NginxProcess:
 
     def answers(self) -> bool:
         """Whether a worker answers on the internal address, within a second."""
-        host, port = split_address(nginx_conf.local(self._config.nginx.internal_listen))
+        host, port = split_address(nginx_checks.local(self._config.nginx.internal_listen))
         connection = http.client.HTTPConnection(host.strip("[]"), port, timeout=1.0)
         try:
             if host.startswith("unix:"):

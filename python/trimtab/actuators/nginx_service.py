@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Final
 
 from trimtab.actuators import nginx_binary
-from trimtab.actuators.nginx_conf import environment, local
+from trimtab.actuators.nginx_checks import local
+from trimtab.actuators.templates import environment
 from trimtab.config import Config, split_address
 from trimtab.errors import TrimtabError
 

@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from trimtab.actuators.governor import Governor
-from trimtab.actuators.nginx_conf import render_upstreams
 from trimtab.actuators.nginx_service import NginxService
 from trimtab.actuators.upstream_file import (
     UpstreamFile,
@@ -31,6 +30,7 @@ from trimtab.actuators.upstream_file import (
     skeleton,
     token_of,
 )
+from trimtab.actuators.upstreams_conf import render_upstreams
 from trimtab.config import Config
 from trimtab.errors import TrimtabError
 from trimtab.model import Weights

@@ -6,7 +6,7 @@ Installing them is the operator's.
 from pathlib import Path
 
 from trimtab import __version__
-from trimtab.actuators.nginx_conf import environment
+from trimtab.actuators.templates import environment
 from trimtab.config import Config
 from trimtab.errors import ConfigError
 

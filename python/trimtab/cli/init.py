@@ -62,7 +62,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"{arguments.source} has no upstream that Trimtab can balance")
     text = _adopted(found, groups, arguments.source.absolute(), include)
     checked = config.parse(text, str(output))
-    from trimtab.actuators.nginx_conf import include_line, render_upstreams
+    from trimtab.actuators.templates import include_line
+    from trimtab.actuators.upstreams_conf import render_upstreams
 
     upstreams, _ = render_upstreams(checked)
     line = include_line(include)

@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from trimtab import bearer, config
-from trimtab.actuators import nginx_binary, nginx_conf, nginx_process, systemd_unit
+from trimtab.actuators import (
+    nginx_binary,
+    nginx_conf,
+    nginx_process,
+    systemd_unit,
+    templates,
+    upstreams_conf,
+)
 from trimtab.actuators.nginx_service import NginxService
 from trimtab.config import Config
 from trimtab.errors import ConfigError, TrimtabError
@@ -152,14 +159,14 @@ def _unit(checked: Config, directory: Path, *, diff: bool) -> None:
 
 def _upstreams(checked: Config, arguments: argparse.Namespace, directory: Path) -> None:
     """Only the file of upstreams."""
-    text, _ = nginx_conf.render_upstreams(checked)
+    text, _ = upstreams_conf.render_upstreams(checked)
     if arguments.check:
-        alone, _ = nginx_conf.render_upstreams(checked, status=False)
+        alone, _ = upstreams_conf.render_upstreams(checked, status=False)
         NginxService(checked).check_alone(alone)
     name = checked.stock.include_file.name
     _write({name: text}, directory, diff=arguments.diff)
     if not arguments.diff:
-        include = nginx_conf.include_line(directory / name)
+        include = templates.include_line(directory / name)
         print(f"next: put into the http block of {checked.stock.main_file}:  {include}")
 
 

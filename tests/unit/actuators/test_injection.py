@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nginx_samples import CONFIG, MACHINE, PREFIX, parsed, shape, weights
-from trimtab.actuators import nginx_conf, safe_text
+from trimtab.actuators import safe_text, templates
 from trimtab.actuators.nginx_conf import render
 from trimtab.config import Policy
 from trimtab.errors import ConfigError
@@ -105,14 +105,14 @@ def test_no_value_breaks_out_of_its_place(place: str, value: str, tmp_path: Path
 
 def test_a_template_cannot_write_a_value_without_a_filter() -> None:
     """A forgotten filter fails for every value, a harmless one too."""
-    template = nginx_conf.environment().from_string("user {{ name }};")
+    template = templates.environment().from_string("user {{ name }};")
     with pytest.raises(TypeError, match="without a filter"):
         template.render(name="nobody")
 
 
 def test_a_template_cannot_write_what_is_not_defined() -> None:
     """A misspelt variable is an error, not an empty string."""
-    template = nginx_conf.environment().from_string("user {{ nmae|name }};")
+    template = templates.environment().from_string("user {{ nmae|name }};")
     with pytest.raises((jinja2.UndefinedError, TypeError)):
         template.render(name="nobody")
 

@@ -10,7 +10,7 @@ import pytest
 
 from nginx_samples import CONFIG, MACHINE, PREFIX, found, parsed, weights
 from trimtab import __version__
-from trimtab.actuators import nginx_conf
+from trimtab.actuators import nginx_conf, upstreams_conf
 from trimtab.actuators.nginx_conf import Machine, render
 from trimtab.config import Peer, Policy, Stock
 from trimtab.errors import ConfigError, TrimtabError
@@ -140,7 +140,7 @@ def test_round_robin_has_the_square_root_rule(tmp_path: Path) -> None:
     """Capacities 1 : 4 at 70% load become shares 1 : 6, and no method directive is written."""
     config = replace(CONFIG, stock=Stock(method="round_robin", load_ratio=0.7))
     learned = weights(a=PeerWeight(), b=PeerWeight(rate=4.0))
-    text, _ = nginx_conf.render_upstreams(config, learned)
+    text, _ = upstreams_conf.render_upstreams(config, learned)
     tree = parsed(text, tmp_path)
     assert found(tree, "least_conn") == []
     first, second = (int(s[1].removeprefix("weight=")) for s in found(tree, "server")[:2])
@@ -151,16 +151,16 @@ def test_round_robin_has_the_square_root_rule(tmp_path: Path) -> None:
 def test_the_upstream_file_alone_is_that_of_the_whole() -> None:
     """Rendering only the upstreams gives the same file, and its token names the content."""
     learned = weights(a=PeerWeight(), b=PeerWeight(rate=2.0))
-    text, token = nginx_conf.render_upstreams(CONFIG, learned)
+    text, token = upstreams_conf.render_upstreams(CONFIG, learned)
     assert text == render(CONFIG, PREFIX, mode="stock", weights=learned)["upstreams.conf"]
     assert f'return 200 "trimtab {token}\\n";' in text
     later = replace(learned, generation=8, reason="another")
-    _, other = nginx_conf.render_upstreams(CONFIG, later)
+    _, other = upstreams_conf.render_upstreams(CONFIG, later)
     assert (token[:4], other[:4]) == ("0-7-", "0-8-")
     assert token[4:] == other[4:]
-    _, changed = nginx_conf.render_upstreams(CONFIG, weights(a=PeerWeight(rate=5.0)))
+    _, changed = upstreams_conf.render_upstreams(CONFIG, weights(a=PeerWeight(rate=5.0)))
     assert changed[4:] != token[4:]
-    without, _ = nginx_conf.render_upstreams(CONFIG, learned, status=False)
+    without, _ = upstreams_conf.render_upstreams(CONFIG, learned, status=False)
     assert "vhost_traffic_status" not in without
 
 

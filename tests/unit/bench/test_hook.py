@@ -4,32 +4,20 @@ from pathlib import Path
 
 import pytest
 
-from trimtab.bench.balancers.base import Site
+from bench_sites import site
 from trimtab.bench.balancers.hook import Hook
-from trimtab.bench.scenario import find
-from trimtab.bench.stage import free_ports
 from trimtab.errors import TrimtabError
 
 
 @pytest.mark.skipif(bool(Hook(name="x", label="x").missing()), reason="no nginx with Lua")
 def test_a_failing_hook_is_seen_in_the_log(tmp_path: Path) -> None:
     """nginx serves on without the hook, so `check` reads what it logged since the start."""
-    first = free_ports(7)
-    addresses = [f"127.0.0.1:{first + n}" for n in range(7)]
-    site = Site(
-        scenario=find("speeds"),
-        servers=tuple(addresses[:3]),
-        listen=addresses[3],
-        internal_listen=addresses[4],
-        policy_listen=addresses[5],
-        admin_listen=addresses[6],
-        directory=tmp_path,
-    )
+    where = site(tmp_path)
     log = tmp_path / "logs" / "error.log"
     log.parent.mkdir()
     line = "2026/01/31 12:00:00 [error] 1#1: *5 failed to run balancer_by_lua*: trimtab.lua:1: x\n"
     log.write_text(line)  # of an earlier run
-    running = Hook(name="x", label="x", advised=False).start(site)
+    running = Hook(name="x", label="x", advised=False).start(where)
     try:
         running.check()
         with log.open("a") as file:

@@ -6,10 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from trimtab.bench.balancers.base import Site
+from bench_sites import site
 from trimtab.bench.balancers.stock import MODULE_VARIABLE, StockMode
-from trimtab.bench.scenario import find
-from trimtab.bench.stage import free_ports
 
 
 @pytest.mark.skipif(bool(StockMode(name="x", label="x").missing()), reason="no nginx with Lua")
@@ -20,25 +18,15 @@ def test_stock_mode_runs_and_tells_its_reloads(
     class's group, and the status of the policy server is kept beside."""
     monkeypatch.delenv(MODULE_VARIABLE, raising=False)
     tmp_path.chmod(0o755)
-    first = free_ports(7)
-    addresses = [f"127.0.0.1:{first + n}" for n in range(7)]
-    site = Site(
-        scenario=find("speeds"),
-        servers=tuple(addresses[:3]),
-        listen=addresses[3],
-        internal_listen=addresses[4],
-        policy_listen=addresses[5],
-        admin_listen=addresses[6],
-        directory=tmp_path,
-    )
-    running = StockMode(name="x", label="x").start(site)
+    where = site(tmp_path)
+    running = StockMode(name="x", label="x").start(where)
     try:
-        with urllib.request.urlopen(f"http://{addresses[4]}/status/format/json") as answer:
+        with urllib.request.urlopen(f"http://{where.internal_listen}/status/format/json") as answer:
             page = json.load(answer)
         running.check()
     finally:
         running.stop()
-    assert {row["server"] for row in page["upstreamZones"]["request"]} == set(addresses[:3])
+    assert {row["server"] for row in page["upstreamZones"]["request"]} == set(where.servers)
     upstreams = (tmp_path / "upstreams.conf").read_text()
     assert upstreams.count("least_conn;") == 1
     assert "balancer_by_lua" not in upstreams

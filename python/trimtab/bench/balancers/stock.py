@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from trimtab.actuators import nginx_conf
+from trimtab.actuators import nginx_conf, templates, upstreams_conf
 from trimtab.actuators.nginx_binary import find, machine
 from trimtab.actuators.nginx_process import NginxProcess
 from trimtab.bench.balancers.base import Running, Site, waited_seconds
@@ -161,11 +161,11 @@ def _nginx(site: Site, config: Config) -> NginxProcess:
             balancer="least_conn",
         )
     )
-    include = nginx_conf.include_line(directory / "upstreams.conf")
+    include = templates.include_line(directory / "upstreams.conf")
     if include not in files["nginx.conf"]:
         raise TrimtabError(f"the rendered nginx.conf lacks {include}")
     nobody = f"{include}\n    upstream trimtab_policy {{ server 127.0.0.1:1; }}"
     files["nginx.conf"] = files["nginx.conf"].replace(include, nobody)
-    files["upstreams.conf"] = nginx_conf.render_upstreams(config)[0]
+    files["upstreams.conf"] = upstreams_conf.render_upstreams(config)[0]
     nginx_conf.write(files, directory)
     return NginxProcess(directory, counting, installation=found)
