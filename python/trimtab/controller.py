@@ -123,7 +123,12 @@ class Controller:
         addresses = {u.name: [p.address for p in u.peers] for u in config.upstreams}
         slots = {p.address: p.slots for u in config.upstreams for p in u.peers}
         self._addresses = list(slots)
-        self._estimator = Estimator(addresses, slots, _forget_seconds(config))
+        self._sharing = frozenset(
+            p.address for u in config.upstreams for p in u.peers if p.discipline == "ps"
+        )
+        self._estimator = Estimator(
+            addresses, slots, _forget_seconds(config), sharing=self._sharing
+        )
         self._estimates = Estimates()
         # What the operator gave stands; the others follow the observation.
         self._deadlines = {
@@ -350,10 +355,7 @@ class Controller:
     ) -> dict[str, Any]:
         """Why an upstream's requests go where they go: see `explain.explain`. Raises
         ConfigError for a name that is not known."""
-        sharing = {
-            p.address for u in self._config.upstreams for p in u.peers if p.discipline == "ps"
-        }
-        return explain(self._view, upstream, address, instance, sharing=sharing)
+        return explain(self._view, upstream, address, instance, sharing=self._sharing)
 
     def history(self) -> dict[str, Any]:
         """The last minutes, for JSON: see `traffic.History.status`."""

@@ -9,6 +9,7 @@ utilisation ρ (Poisson arrivals, k slots, Erlang's C the probability that all a
 which grows with ρ, so ρ follows from L by halving. kρ is the mean number being served, and the
 mean wait before service is (L − kρ)/X at a throughput X, the same for every class of a first-come
 first-served server; for k = 1 the service rate comes out as X + 1/R, R the mean response time.
+A processor-sharing server of k cores holds as many, but stretches every class alike, by L/(kρ).
 
 Balanced arrivals are smoother than Poisson, so queues are shorter than this says, and where k is
 not known, 1 is taken for it. Both errors are alike on all servers with alike in flight, which is

@@ -11,7 +11,7 @@ All sums forget exponentially, by the time in which there was traffic.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -110,6 +110,8 @@ class Estimator:
         slots: configured slots by address; None where unknown. Also the list of known servers.
         upstreams: addresses by upstream; pairs that are not named here are ignored.
         forget_seconds: time constant, of time with traffic.
+        sharing: addresses of servers that share their slots among all requests there; matters
+            where only response times are known.
     """
 
     def __init__(
@@ -117,10 +119,12 @@ class Estimator:
         upstreams: Mapping[str, Sequence[str]],
         slots: Mapping[str, float | None],
         forget_seconds: float = FORGET_SECONDS,
+        sharing: Collection[str] = (),
     ) -> None:
         self._known = {name: frozenset(addresses) for name, addresses in upstreams.items()}
         self._given = dict(slots)
         self._forget = forget_seconds
+        self._sharing = frozenset(sharing)
         self._pairs: dict[tuple[str, str], _Sums] = {}
         # Response times where there are no others, and by server the seconds that they cover.
         self._responses: dict[tuple[str, str], _Sums] = {}
@@ -228,7 +232,10 @@ class Estimator:
             wait = held * (1 - busy_ratio) / sum(s.count for s in of.values())
             for key, sums in of.items():
                 mean = sums.seconds / sums.count
-                found[key] = sums.count, max(mean - wait, LEAST_SERVICE_RATIO * busy_ratio * mean)
+                # What is shared stretches every request alike; in a queue all wait alike.
+                alike = busy_ratio * mean
+                served = alike if address in self._sharing else mean - wait
+                found[key] = sums.count, max(served, LEAST_SERVICE_RATIO * alike)
         return found
 
     def _concurrency(self, of: Window) -> None:

@@ -171,6 +171,40 @@ def test_estimates_reach_the_balancer(tmp_path: Path) -> None:
     assert a.service_time_seconds == pytest.approx(math.sqrt(0.0003), rel=0.05)
 
 
+class ResponseTimes(Traffic):
+    """What nginx-module-vts shows: response times alone; class b's are four times class a's."""
+
+    def _snapshot(self, name: str) -> Snapshot:
+        n = self._done[name]
+        pairs = {
+            upstream: {
+                address: PairCounters(
+                    requests=n, responses=(0, n, 0, 0, 0), response_time_seconds=n * mean
+                )
+                for address in MEANS
+            }
+            for upstream, mean in (("a", 0.02), ("b", 0.08))
+        }
+        return Snapshot(instance=name, start=1, clock_seconds=self.now, pairs=pairs)
+
+
+@pytest.mark.parametrize(("discipline", "ratio"), [("ps", 4.0), ("fifo", 7.0)])
+def test_the_discipline_reaches_the_estimates(
+    tmp_path: Path, discipline: str, ratio: float
+) -> None:
+    """Of response times alone, those at servers that share stretch both classes alike; in queues
+    both wait alike, so that the longer class is the longer in service."""
+    upstreams = tuple(
+        replace(u, peers=tuple(replace(p, discipline=discipline) for p in u.peers))
+        for u in CONFIG.upstreams
+    )
+    config = replace(CONFIG, upstreams=upstreams)
+    controller, source, actuator = start(tmp_path, ResponseTimes(), config)
+    run(controller, source, 20)
+    services = {n: u.service_time_seconds for n, u in actuator.all[-1].upstreams.items()}
+    assert services["b"] / services["a"] == pytest.approx(ratio, rel=0.03)
+
+
 def test_steady_traffic_makes_few_generations(tmp_path: Path) -> None:
     """Where nothing changes, neither does the generation."""
     controller, source, actuator = start(tmp_path)

@@ -158,7 +158,9 @@ def _fit(path: str, given: Config | None) -> Fit:
         )
     slots = {p.address: p.slots for u in given.upstreams for p in u.peers}
     deadlines = {u.name: u.deadline_seconds for u in given.upstreams}
-    return from_windows(windows_of(read_lines(path), WINDOW_SECONDS), slots, deadlines, path)
+    sharing = {p.address for u in given.upstreams for p in u.peers if p.discipline == "ps"}
+    windows = windows_of(read_lines(path), WINDOW_SECONDS)
+    return from_windows(windows, slots, deadlines, path, sharing)
 
 
 def _agreement() -> str:

@@ -7,7 +7,7 @@ given. Neither tells the law of service times, which is taken as exponential, no
 arrivals cluster, which are taken as Poisson. Simulating is not done here.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -96,11 +96,13 @@ def from_windows(
     slots: Mapping[str, int | None],
     deadlines: Mapping[str, float | None],
     where: str = "statistics",
+    sharing: Collection[str] = (),
 ) -> Fit:
     """The fit of a collector's windows.
 
     `slots` by address and `deadlines` by upstream come from the configuration and name what to
-    fit; a class without a deadline gets three mean service times. Raises StateError.
+    fit; a class without a deadline gets three mean service times. `sharing` are the addresses of
+    servers that share their slots. Raises StateError.
     """
     seen = list(windows)
     if not seen:
@@ -113,7 +115,7 @@ def from_windows(
         )
     whole = accumulate(seen)
     peers = {name: [a for a in whole.pairs.get(name, {}) if a in slots] for name in deadlines}
-    estimator = Estimator(peers, slots, FORGET_SECONDS)
+    estimator = Estimator(peers, slots, FORGET_SECONDS, sharing)
     for window in seen:
         estimator.update(window)
     estimates = estimator.estimates()
