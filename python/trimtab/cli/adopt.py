@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from trimtab.cli.nginx_variables import expand, target_of, variables
 from trimtab.config import split_address
 from trimtab.errors import ConfigError, DependencyError
 
@@ -17,13 +18,21 @@ __all__ = ["Found", "Group", "Server", "read"]
 
 Directive = Mapping[str, Any]
 
-# Methods that tie a client to a server: weights on least_conn would break what they are for.
-_STICKY: Final = ("ip_hash", "hash", "sticky", "sticky_cookie_insert", "jvm_route")
+# Methods that tie a client to a server, and what picks servers by itself: weights on least_conn
+# would break what they are for.
+_TIES: Final = "ties clients to servers, which weights would break"
+_PICKS: Final = "picks the servers by itself"
+_OTHERS: Final = {
+    **dict.fromkeys(
+        ("ip_hash", "hash", "sticky", "session_sticky", "sticky_cookie_insert", "jvm_route"), _TIES
+    ),
+    **dict.fromkeys(("consistent_hash", "ntlm"), _TIES),
+    **dict.fromkeys(("balancer_by_lua_block", "balancer_by_lua_file", "balancer_by_lua"), _PICKS),
+}
 _METHODS: Final = ("least_conn", "random", "least_time", "fair")
 _KEPT: Final = ("zone", "keepalive", "keepalive_timeout", "keepalive_requests", "keepalive_time")
 _OTHER_PASSES: Final = ("grpc_pass", "fastcgi_pass", "uwsgi_pass", "scgi_pass", "memcached_pass")
 _TIMES: Final = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "": 1}
-_MOST_LOOPS: Final = 8  # `set $a $b` may nest this deep; deeper is a loop
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +50,7 @@ class Group:
     name: str
     where: str
     servers: list[Server] = field(default_factory=list)
-    sticky: str = ""
+    left_alone: str = ""  # why Trimtab must not balance it
     locations: list[str] = field(default_factory=list)
     timeout_seconds: float | None = None
     retry_non_idempotent: bool = False
@@ -66,7 +75,7 @@ class _Scope:
     variables: Mapping[str, tuple[str, ...]]
     timeout: str = ""
     retry: tuple[str, ...] = ()
-    listen: str = ""
+    listen: tuple[str, ...] = ()
 
 
 def read(path: Path) -> Found:
@@ -84,16 +93,45 @@ def read(path: Path) -> Found:
     if not path.is_file():
         raise ConfigError(f"there is no nginx configuration {path}")
     # Without its checks, as it drops directives of modules that it does not know.
-    payload = crossplane.parse(
-        str(path), combine=True, check_ctx=False, check_args=False, catch_errors=True
-    )
+    payload = crossplane.parse(str(path), check_ctx=False, check_args=False, catch_errors=True)
     found = Found()
     for error in payload["errors"]:
-        found.notes.append(f"{error['file']}: {error['error']}")
-    if not payload["config"]:
-        raise ConfigError(f"{path} cannot be read: {'; '.join(found.notes)}")
-    tree: list[Directive] = payload["config"][0]["parsed"]
-    found.files = sorted({d["file"] for d in _all(tree) if "file" in d} | {str(path)})
+        said = re.sub(r"^\[Errno \d+\] ", "", error["error"])
+        found.notes.append(f"{error['file']}: {said}")
+    files = payload["config"]
+    found.files = sorted(file["file"] for file in files)
+    try:
+        tree = _together(files, 0, frozenset(), found)
+        _read(tree, path, found)
+    except RecursionError:
+        raise ConfigError(f"{path} cannot be read: its blocks are nested too deeply") from None
+    return found
+
+
+def _together(
+    files: list[Any], number: int, within: frozenset[int], found: Found
+) -> list[Directive]:
+    """A file's directives, each with its file, and what it includes in the place of the include.
+    (crossplane's own `combine` names the last included file for what follows an include.)"""
+    name = files[number]["file"]
+
+    def expanded(directives: list[Directive]) -> Iterator[Directive]:
+        for directive in directives:
+            if "includes" in directive:
+                for other in directive["includes"]:
+                    if other in within or other == number:
+                        found.notes.append(f"{name}:{directive['line']}: a circle of includes")
+                    else:
+                        yield from _together(files, other, within | {number}, found)
+            elif "block" in directive:
+                yield {**directive, "file": name, "block": list(expanded(directive["block"]))}
+            else:
+                yield {**directive, "file": name}
+
+    return list(expanded(files[number]["parsed"]))
+
+
+def _read(tree: list[Directive], path: Path, found: Found) -> None:
     for directive in tree:
         if directive["directive"] == "pid" and directive["args"]:
             found.pid_file = directive["args"][0]
@@ -105,14 +143,7 @@ def read(path: Path) -> Found:
     for directive in http:
         if directive["directive"] == "upstream":
             _group(directive, found)
-    _walk(http, _Scope(_variables(http, {})), "", found)
-    return found
-
-
-def _all(tree: list[Directive]) -> Iterator[Directive]:
-    for directive in tree:
-        yield directive
-        yield from _all(directive.get("block", []))
+    _walk(http, _Scope(variables(http, {})), "", found)
 
 
 def _where(directive: Directive) -> str:
@@ -126,15 +157,16 @@ def _group(directive: Directive, found: Found) -> None:
         kind, arguments = inner["directive"], inner["args"]
         if kind == "server":
             _server(inner, group, found)
-        elif kind in _STICKY:
-            group.sticky = kind
+        elif kind in _OTHERS:
+            group.left_alone = f"{kind} {_OTHERS[kind]}"
         elif kind in _METHODS:
             if kind != "least_conn":
                 found.notes.append(f"{_where(inner)}: {kind} becomes least_conn with weights")
         elif kind not in _KEPT and kind != "#":
-            shown = " ".join((kind, *arguments))
+            shown = " ".join((kind, *arguments)).strip()
             found.notes.append(f"{_where(inner)}: `{shown}` in upstream {name} is not kept")
-    found.groups[name] = group
+    # nginx ignores the case of these names.
+    found.groups[name.lower()] = group
 
 
 def _server(directive: Directive, group: Group, found: Found) -> None:
@@ -147,6 +179,9 @@ def _server(directive: Directive, group: Group, found: Found) -> None:
             weight = int(value)
         elif key in ("backup", "down"):
             found.notes.append(f"{where} is `{key}` and is left out")
+            return
+        elif key == "service":
+            found.notes.append(f"{where}: `{parameter}` (SRV records) is not known: left out")
             return
         elif key not in ("max_fails", "fail_timeout"):
             found.notes.append(f"{where}: `{parameter}` is not kept")
@@ -166,41 +201,6 @@ def _server(directive: Directive, group: Group, found: Found) -> None:
     group.servers.append(Server(address=address, weight=weight))
 
 
-def _variables(
-    block: list[Directive], outer: Mapping[str, tuple[str, ...]]
-) -> dict[str, tuple[str, ...]]:
-    """The variables that `set`, `map`, `geo` and `split_clients` make here, with all values."""
-    variables = dict(outer)
-    for directive in block:
-        kind, arguments = directive["directive"], directive["args"]
-        if kind == "set" and len(arguments) == 2:
-            variables[arguments[0]] = (*variables.get(arguments[0], ()), arguments[1])
-        elif kind in ("map", "geo", "split_clients") and arguments:
-            inner = directive.get("block", [])
-            values = (d["args"][-1] for d in inner if d["args"])
-            variables[arguments[-1]] = tuple(dict.fromkeys(values))
-        elif kind == "if":
-            variables = _variables(directive.get("block", []), variables)
-    return variables
-
-
-def _expand(text: str, variables: Mapping[str, tuple[str, ...]], depth: int = 0) -> set[str]:
-    """All that a text may become; what keeps a `$` is not known."""
-    match = re.search(r"\$\{(\w+)\}|\$(\w+)", text)
-    if match is None or depth > _MOST_LOOPS:
-        return {text}
-    values = variables.get(f"${match[1] or match[2]}")
-    if values is None:
-        return {text}
-    return {
-        whole
-        for value in values
-        for whole in _expand(
-            text[: match.start()] + value + text[match.end() :], variables, depth + 1
-        )
-    }
-
-
 def _walk(block: list[Directive], scope: _Scope, location: str, found: Found) -> None:
     """Servers and locations; `location` is that of the block, "" above one."""
     values: dict[str, Any] = {}
@@ -211,7 +211,7 @@ def _walk(block: list[Directive], scope: _Scope, location: str, found: Found) ->
         elif kind == "proxy_next_upstream":
             values["retry"] = tuple(arguments)
         elif kind == "listen" and arguments and "listen" not in values:
-            values["listen"] = arguments[0]
+            values["listen"] = tuple(arguments)
     scope = _Scope(
         scope.variables,
         values.get("timeout", scope.timeout),
@@ -225,7 +225,7 @@ def _walk(block: list[Directive], scope: _Scope, location: str, found: Found) ->
             _pass(directive, scope, location, found)
         elif kind in _OTHER_PASSES and arguments:
             name = re.sub(r"^\w+://", "", arguments[0])
-            if name in found.groups:
+            if name.lower() in found.groups:
                 found.notes.append(
                     f"{_where(directive)}: {kind} to {name}: only proxy_pass is balanced"
                 )
@@ -235,7 +235,7 @@ def _walk(block: list[Directive], scope: _Scope, location: str, found: Found) ->
             found.vts_url = found.vts_url or _page(scope.listen, location)
         elif kind in ("server", "location", "if", "limit_except"):
             inside = _Scope(
-                _variables(inner, scope.variables), scope.timeout, scope.retry, scope.listen
+                variables(inner, scope.variables), scope.timeout, scope.retry, scope.listen
             )
             where = location
             if kind == "location" and arguments:
@@ -246,22 +246,24 @@ def _walk(block: list[Directive], scope: _Scope, location: str, found: Found) ->
 def _pass(directive: Directive, scope: _Scope, location: str, found: Found) -> None:
     target = directive["args"][0]
     where = f"{_where(directive)}: proxy_pass {target}"
-    for whole in sorted(_expand(target, scope.variables)):
-        name = re.sub(r"^https?://", "", whole).partition("/")[0]
+    for whole in sorted(expand(target, scope.variables)):
+        scheme, name = target_of(whole)
         if "$" in name:
             found.notes.append(f"{where}: where it goes is only known at run time")
             continue
-        group = found.groups.get(name)
+        group = found.groups.get(name.lower())
         if group is None:
             found.notes.append(
                 f"{where} goes to {name} without an upstream; give it one to have it balanced"
             )
             continue
-        if whole.startswith("https://"):
+        if scheme == "https":
             found.notes.append(f"{where}: TLS to the servers stays as it is")
         if location and location not in group.locations:
             group.locations.append(location)
-        group.timeout_seconds = _seconds(scope.timeout) or group.timeout_seconds
+        # Where several differ, the longest: what one of them allows is no failure.
+        given = (group.timeout_seconds, _seconds(scope.timeout))
+        group.timeout_seconds = max((t for t in given if t), default=None)
         group.retry_non_idempotent |= "non_idempotent" in scope.retry
 
 
@@ -273,16 +275,20 @@ def _seconds(text: str) -> float | None:
     return float(sum(int(n) * _TIMES[unit] for n, unit in parts))
 
 
-def _page(listen: str, location: str) -> str:
+def _page(listen: tuple[str, ...], location: str) -> str:
     """The JSON page of a display; "" where the location is no plain prefix."""
-    host, _, port = listen.rpartition(":") if ":" in listen else ("", "", listen)
-    if not port.isdigit():
-        host, port = listen, "80"
-    if host in ("", "*", "0.0.0.0", "[::]") or listen.startswith("unix:"):  # noqa: S104
-        host = "127.0.0.1"
+    address, *options = listen or ("80",)
     path = location.rpartition(" ")[2]
     if location.startswith("~") or not path.startswith("/"):
         return ""
     # A location for the very page has the format in it.
     whole = path if path.endswith("/format/json") else f"{path.rstrip('/')}/format/json"
-    return f"http://{host}:{port or '80'}{whole}"
+    scheme = "https" if "ssl" in options else "http"
+    if address.startswith("unix:"):
+        return f"{scheme}://{address}:{whole}"
+    host, _, port = address.rpartition(":") if ":" in address else ("", "", address)
+    if not port.isdigit():
+        host, port = address, "443" if scheme == "https" else "80"
+    if host in ("", "*", "0.0.0.0", "[::]"):  # noqa: S104
+        host = "127.0.0.1"
+    return f"{scheme}://{host}:{port}{whole}"

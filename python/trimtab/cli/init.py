@@ -106,8 +106,8 @@ def _usable(found: Found) -> list[Group]:
         why = ""
         if not re.match(r"[A-Za-z_][A-Za-z0-9_.-]*\Z", group.name):
             why = "Trimtab knows only names of letters, digits, '_', '.' and '-'"
-        elif group.sticky:
-            why = f"{group.sticky} ties clients to servers, which weights would break"
+        elif group.left_alone:
+            why = group.left_alone
         elif not group.servers:
             why = "it has no server that Trimtab could use"
         elif not group.locations:
@@ -120,7 +120,8 @@ def _usable(found: Found) -> list[Group]:
 
 
 def _report(found: Found, groups: list[Group]) -> None:
-    print(f"read {len(found.files)} files: {', '.join(found.files)}")
+    number = len(found.files)
+    print(f"read {number} file{'s' if number > 1 else ''}: {', '.join(found.files)}")
     for group in groups:
         print(f"upstream {group.name}  ({group.where})")
         print(f"    locations  {', '.join(group.locations)}")
