@@ -24,7 +24,7 @@ from trimtab.children import Child
 from trimtab.demo.scenario import parse
 from trimtab.errors import DependencyError, TrimtabError
 
-__all__ = ["BASE", "CASES", "VARIANTS", "Cost", "Measured", "measure", "total_seconds"]
+__all__ = ["BASE", "CASES", "VARIANTS", "Cost", "Measured", "backend", "measure", "total_seconds"]
 
 # Starting and stopping nginx, and warming it up.
 OVERHEAD_SECONDS: Final = 1.5
@@ -138,7 +138,7 @@ def _needs() -> None:
         )
 
 
-def _backend(directory: Path, addresses: tuple[str, ...], size: int) -> Child:
+def backend(directory: Path, addresses: tuple[str, ...], size: int) -> Child:
     """An nginx that answers at once on all the addresses."""
     directory.mkdir(parents=True, exist_ok=True)
     listen = "\n".join(f"        listen {address};" for address in addresses)
@@ -215,7 +215,7 @@ def measure(
         first = free_ports(7)
         addresses = tuple(f"127.0.0.1:{first + n}" for n in range(7))
         of_case = cost.rounds.setdefault(case, {name: {} for name in VARIANTS})
-        with _backend(directory / "backend", addresses[:3], size):
+        with backend(directory / "backend", addresses[:3], size):
             for number in range(1, rounds + 1):
                 for name, options in VARIANTS.items():
                     report(done, case, f"round {number}, {name}")

@@ -8,7 +8,7 @@ import signal
 import sys
 import tempfile
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -32,6 +32,8 @@ FULL_SECONDS: Final = 30.0
 DEFAULT_SEEDS: Final = 3
 # Of one round of `trimtab bench cost`.
 COST_SECONDS: Final = 4.0
+# Of one round of `trimtab bench reloads`: twenty reloads.
+RELOAD_SECONDS: Final = 21.0
 # Of each size of `trimtab bench scale`.
 SCALE_SECONDS: Final = 20.0
 
@@ -58,9 +60,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.epilog = EPILOG
     parser.add_argument(
-        "what", nargs="?", choices=("compare", "cost", "learning", "scale"), default="compare",
+        "what", nargs="?", choices=("compare", "cost", "learning", "reloads", "scale"),
+        default="compare",
         help="compare balancers (default), measure what a request costs them in processor time, "
-        "compare what is learned (with --twin), or what many nginx cost one policy server (scale)",
+        "compare what is learned (with --twin), what reloads cost in stock mode, or what many "
+        "nginx cost one policy server (scale)",
     )  # fmt: skip
     parser.add_argument(
         "--scenario", nargs="+", metavar="NAME", help="run these, or all (default: a short set)"
@@ -69,7 +73,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--balancer", nargs="+", metavar="NAME", help="run these, or all (default: a short set)"
     )
     parser.add_argument(
-        "--seeds", type=int, metavar="N", help="1 to N; rounds of cost (default 3, learning 5)"
+        "--seeds",
+        type=int,
+        metavar="N",
+        help="1 to N; rounds of cost, reloads (default 3, learning 5)",
     )
     parser.add_argument(
         "--workers", type=int, default=1, metavar="N",
@@ -125,6 +132,8 @@ def run(arguments: argparse.Namespace) -> int:
         return bench_learning.run(arguments)
     if arguments.what == "cost":
         return _cost(arguments)
+    if arguments.what == "reloads":
+        return _reloads(arguments)
     if arguments.what == "scale":
         return _scale(arguments)
     wanted = plan(arguments)
@@ -229,7 +238,43 @@ def _cost(arguments: argparse.Namespace) -> int:
     rounds, seconds = _lengths(arguments, COST_SECONDS)
     directory = _directory(arguments.output / "cost")
     found = cost.Cost()
-    status = 0
+
+    def measure(report: Callable[[float, str, str], None]) -> None:
+        cost.measure(directory, seconds=seconds, rounds=rounds, cost=found, report=report)
+
+    status = _interrupted(measure, cost.total_seconds(seconds, rounds))
+    text = cost_tables.markdown_of(found)
+    if found.rounds:
+        markdown.write_text(text, directory / "cost.md")
+        cost_tables.write_json(found, directory / "cost.json")
+    print(text if arguments.markdown else cost_tables.table_of(found, terminal.columns()))
+    return status or int(found.errors > 0)
+
+
+def _reloads(arguments: argparse.Namespace) -> int:
+    """`trimtab bench reloads`; 1 when requests failed for another reason than a reload."""
+    from trimtab.bench import reload_tables, reloads
+
+    rounds, seconds = _lengths(arguments, RELOAD_SECONDS)
+    directory = _directory(arguments.output / "reloads")
+    found = reloads.Reloads()
+
+    def measure(report: Callable[[float, str, str], None]) -> None:
+        reloads.measure(directory, seconds=seconds, rounds=rounds, found=found, report=report)
+
+    status = _interrupted(measure, reloads.total_seconds(seconds, rounds))
+    text = reload_tables.markdown_of(found)
+    if found.rounds:
+        markdown.write_text(text, directory / "reloads.md")
+        reload_tables.write_json(found, directory / "reloads.json")
+    print(text if arguments.markdown else reload_tables.table_of(found, terminal.columns()))
+    return status or int(found.strange > 0)
+
+
+def _interrupted(
+    measure: Callable[[Callable[[float, str, str], None]], None], total_seconds: float
+) -> int:
+    """Measure with a bar, until it is done or a signal comes: 0, or 128 and its number."""
     caught: list[int] = []
 
     def on_signal(number: int, _frame: object) -> None:
@@ -237,26 +282,15 @@ def _cost(arguments: argparse.Namespace) -> int:
         raise KeyboardInterrupt
 
     before = [(n, signal.signal(n, on_signal)) for n in (signal.SIGINT, signal.SIGTERM)]
-    with terminal.Progress(cost.total_seconds(seconds, rounds)) as bar:
+    with terminal.Progress(total_seconds) as bar:
         try:
-            cost.measure(
-                directory,
-                seconds=seconds,
-                rounds=rounds,
-                cost=found,
-                report=bar.update,
-            )
+            measure(bar.update)
         except KeyboardInterrupt:
-            status = 128 + (caught or [signal.SIGINT])[0]
+            return 128 + (caught or [signal.SIGINT])[0]
         finally:
             for number, handler in before:
                 signal.signal(number, handler)
-    text = cost_tables.markdown_of(found)
-    if found.rounds:
-        markdown.write_text(text, directory / "cost.md")
-        cost_tables.write_json(found, directory / "cost.json")
-    print(text if arguments.markdown else cost_tables.table_of(found, terminal.columns()))
-    return status or int(found.errors > 0)
+    return 0
 
 
 def _scale(arguments: argparse.Namespace) -> int:

@@ -22,7 +22,7 @@ from trimtab.children import Child
 from trimtab.config import Config, Stock, split_address
 from trimtab.errors import DependencyError, TrimtabError
 
-__all__ = ["MODULE_VARIABLE", "StockMode"]
+__all__ = ["MODULE_VARIABLE", "StockMode", "stock_config"]
 
 MODULE_VARIABLE: Final = "TRIMTAB_VTS_MODULE"
 
@@ -105,19 +105,20 @@ def _internal(site: Site) -> str:
     return f"127.0.0.2:{split_address(site.internal_listen)[1]}"
 
 
-def _config(site: Site) -> Config:
+def stock_config(site: Site, page: str | None = None, internal_listen: str = "") -> Config:
+    """The scenario's configuration in stock mode, all files in the site's directory.
+
+    `page` is where statistics are; None for the rendered one, which needs the module.
+    """
     config = site.config()
-    page = f"http://{site.internal_listen}/status/format/json"
     return replace(
         config,
         policy=replace(config.policy, interval_seconds=WINDOW_SECONDS),
         nginx=replace(
-            config.nginx,
-            mode="stock",
-            internal_listen=site.internal_listen if _module() else _internal(site),
+            config.nginx, mode="stock", internal_listen=internal_listen or site.internal_listen
         ),
         stock=Stock(
-            vts_url=() if _module() else (page,),
+            vts_url=(page,) if page else (),
             include_file=site.directory / "upstreams.conf",
             main_file=site.directory / "nginx.conf",
             pid_file=site.directory / "nginx.pid",
@@ -126,6 +127,13 @@ def _config(site: Site) -> Config:
             reloads_per_hour=600,
         ),
     )
+
+
+def _config(site: Site) -> Config:
+    if _module():
+        return stock_config(site)
+    page = f"http://{site.internal_listen}/status/format/json"
+    return stock_config(site, page, _internal(site))
 
 
 def _stock_lines(config: Config) -> list[str]:
