@@ -225,12 +225,18 @@ def write(files: Mapping[str, str], directory: Path) -> list[str]:
             beside = directory / f".{name}.{os.getpid()}"
             beside.unlink(missing_ok=True)
             made = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-            with open(made, "w", encoding="utf-8", newline="\n") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(path)
+            try:
+                with open(made, "w", encoding="utf-8", newline="\n") as file:
+                    file.write(text)
+                    file.flush()
+                    os.fsync(file.fileno())
+                beside.replace(path)
+            finally:
+                beside.unlink(missing_ok=True)
             changed.append(name)
     except OSError as error:
-        raise TrimtabError(f"cannot write {directory}: {error}; nothing was started") from None
+        written = f"written are only {', '.join(changed)}" if changed else "nothing was written"
+        raise TrimtabError(
+            f"cannot write {directory}: {error.strerror or error}; {written}"
+        ) from None
     return changed

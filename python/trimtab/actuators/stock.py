@@ -223,21 +223,21 @@ class Stock:
                 f"include_file {self._file.path} was not written by Trimtab and is left alone; "
                 "move it away, or set another include_file in [stock]"
             )
-        self._file.write_beside(text)
-        self._step("written")
-        if alone is not None:
-            try:
+        try:
+            self._file.write_beside(text)
+            self._step("written")
+            if alone is not None:
                 self._service.check_alone(alone)
-            except TrimtabError as error:
-                self._file.forget_beside()
-                raise TrimtabError(f"{error}\n  nothing has changed") from None
-        self._step("checked")
-        self._file.keep()
-        self._step("kept")
-        self._file.swap()
-        self._step("swapped")
+            self._step("checked")
+            self._file.keep()
+            self._step("kept")
+        except (OSError, TrimtabError) as error:
+            self._file.forget_all_beside()
+            raise TrimtabError(f"{_told(error)}\n  nothing has changed") from None
         reloaded = False
         try:
+            self._file.swap()
+            self._step("swapped")
             self._service.check()
             self._step("tested")
             done = "written"
@@ -251,8 +251,8 @@ class Stock:
             self._step("verified")
         except BaseException as error:
             told = self._undo(old, reloaded)
-            if isinstance(error, TrimtabError):
-                raise TrimtabError(f"{error}\n  {told}") from None
+            if isinstance(error, TrimtabError | OSError):
+                raise TrimtabError(f"{_told(error)}\n  {told}") from None
             raise
         self._file.forget_old()
         self._step("done")
@@ -292,3 +292,9 @@ class Stock:
         else:
             # Whether it is served is seen next.
             self._file.forget_old()
+
+
+def _told(error: OSError | TrimtabError) -> str:
+    if isinstance(error, TrimtabError):
+        return str(error)
+    return f"cannot write {error.filename or 'a file'}: {error.strerror or error}"

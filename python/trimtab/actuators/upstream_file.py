@@ -59,6 +59,12 @@ class UpstreamFile:
         """What was put beside it is not needed."""
         self._new.unlink(missing_ok=True)
 
+    def forget_all_beside(self) -> None:
+        """Before the swap: nothing that lies beside it is needed. What cannot be removed stays."""
+        for path in (self._new, self._old, self._beside("copy")):
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+
     def keep(self) -> None:
         """Give the present content a second name, which survives the swap."""
         if not self.path.exists():
@@ -114,7 +120,7 @@ class UpstreamFile:
                 time.sleep(_LOCK_SECONDS)
             yield
         except OSError as error:
-            raise TrimtabError(f"cannot change {self.path}: {error}") from None
+            raise TrimtabError(f"cannot change {self.path}: {error.strerror or error}") from None
         finally:
             os.close(lock)
 
@@ -122,11 +128,15 @@ class UpstreamFile:
         mode = 0o644
         with contextlib.suppress(FileNotFoundError):
             mode = self.path.stat().st_mode & 0o777
-        with path.open("w", encoding="utf-8", newline="\n") as file:
-            os.fchmod(file.fileno(), mode)
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with path.open("w", encoding="utf-8", newline="\n") as file:
+                os.fchmod(file.fileno(), mode)
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            # A write that fails does not say which file it was.
+            raise OSError(error.errno, error.strerror, str(path)) from None
 
     def _sync(self) -> None:
         directory = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)

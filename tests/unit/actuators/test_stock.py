@@ -2,6 +2,8 @@
 
 import fcntl
 import os
+import re
+import resource
 import signal
 import socket
 import subprocess
@@ -176,6 +178,25 @@ def test_a_generation_that_nobody_serves_is_undone(running: Stocked) -> None:
         Stock(blocked).apply(weights(2, a=1.0, b=3.0))
     assert running.text == before
     assert NginxService(running.config).served() is not None
+
+
+def test_without_room_nothing_changes(running: Stocked) -> None:
+    """When the new file cannot be written whole, the old one stays, nothing lies beside it, and
+    the message names the file and the reason."""
+    before = running.text
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(TrimtabError) as error:
+            Stock(running.config).apply_now(weights(a=1.0, b=3.0))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert re.search(r"cannot write .*trimtab-new: File too large\n  nothing has", str(error.value))
+    assert running.text == before
+    assert running.beside == []
+    assert running.reloads == 0
+    Stock(running.config).apply_now(weights(a=1.0, b=3.0))
+    assert running.text != before
 
 
 def test_two_writers_do_not_mix(running: Stocked) -> None:
