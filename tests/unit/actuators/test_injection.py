@@ -1,6 +1,8 @@
 """Nothing that comes from a configuration breaks out of its place in nginx's configuration."""
 
 import json
+import re
+import subprocess
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
@@ -12,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nginx_samples import CONFIG, MACHINE, PREFIX, parsed, shape, weights
-from trimtab.actuators import safe_text, templates
+from trimtab.actuators import nginx_binary, nginx_conf, safe_text, templates
 from trimtab.actuators.nginx_conf import render
 from trimtab.config import Policy
 from trimtab.errors import ConfigError
@@ -31,10 +33,15 @@ HOSTILE = st.one_of(
 )  # fmt: skip
 
 
-def with_value(place: str, value: str) -> Mapping[str, str]:
-    """The rendered files with `value` in one place, past the checks of `config`."""
+def with_value(place: str, value: str, real: Path | None = None) -> Mapping[str, str]:
+    """The rendered files with `value` in one place, past the checks of `config`: in lua mode, or
+    for an nginx in the directory `real` in stock mode."""
     first, *rest = CONFIG.upstreams
     config, options = CONFIG, {"machine": MACHINE, "mode": "lua"}
+    prefix = PREFIX
+    if real is not None:
+        options = {"machine": nginx_conf.Machine(open_files=1024), "mode": "stock"}
+        prefix = real
     match place:
         case "name" | "location":
             config = replace(CONFIG, upstreams=(replace(first, **{place: value}), *rest))
@@ -63,7 +70,9 @@ def with_value(place: str, value: str) -> Mapping[str, str]:
             return render(CONFIG, Path("/" + value), **options)
         case "reason":
             options |= {"mode": "stock", "weights": replace(weights(), reason=value)}
-    return render(config, PREFIX, **options)
+    if real is not None:
+        config = replace(config, stock=replace(config.stock, vts_url=("http://127.0.0.1:9/",)))
+    return render(config, prefix, **options)
 
 
 PLACES = {
@@ -101,6 +110,54 @@ def test_no_value_breaks_out_of_its_place(place: str, value: str, tmp_path: Path
         assert got == expected
     if "trimtab.json" in files:
         json.loads(files["trimtab.json"])
+
+
+# In stock mode with statistics elsewhere every nginx takes what is rendered.
+REAL_PLACES = (
+    "name", "location", "stock peer", "listen", "internal_listen", "worker_processes", "path",
+    "reason",
+)  # fmt: skip
+# nginx makes this file when it reads a directive that names it as a log.
+CANARY = "/trimtab-canary"
+ESCAPES = st.tuples(
+    st.sampled_from(["", "x", "/x", "127.0.0.1:80", "unix:/x"]),
+    st.sampled_from(
+        [";", "};", '";', "';", "\n", "\r", " #\n", "\\;", "\u2028", "};}", "$x;", "{"]
+    ),
+    st.sampled_from(["", " ", "\n", "}\n", "}}\n"]),
+    st.sampled_from(["error_log DIR;", "access_log DIR;", "pid DIR;", "include DIR;"]),
+    st.sampled_from(["", "#", '"', "server {", "location /z {", "upstream z {"]),
+).map("".join)
+# What nginx says of a configuration whose blocks and directives are not what was meant.
+BROKEN = re.compile(
+    "unknown directive|unexpected|not terminated|not allowed here|is duplicate|has no opening"
+    "|invalid number of arguments|invalid parameter"
+)
+
+
+@pytest.mark.parametrize("place", REAL_PLACES)
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(value=st.one_of(ESCAPES, HOSTILE))
+def test_the_real_nginx_reads_no_directive_out_of_a_value(
+    place: str, value: str, tmp_path: Path
+) -> None:
+    """A value that asks nginx to open a file is refused, or nginx reads it as a value: it opens no
+    such file, and finds nothing wrong with the directives."""
+    canary = f"{tmp_path}{CANARY}"
+    try:
+        files = with_value(place, value.replace("DIR", canary), real=tmp_path)
+    except ConfigError:
+        return
+    nginx_conf.write(files, tmp_path)
+    nginx = nginx_binary.find("nginx").path
+    command = [nginx, "-t", "-e", "stderr", "-p", f"{tmp_path}/", "-c", f"{tmp_path}/nginx.conf"]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    assert not Path(canary).exists()
+    assert not BROKEN.search(done.stderr), done.stderr
+    if place in ("path", "reason"):  # comments
+        assert done.returncode == 0, done.stderr
 
 
 def test_a_template_cannot_write_a_value_without_a_filter() -> None:

@@ -11,6 +11,7 @@ from trimtab.errors import ConfigError, SourceError
 from trimtab.model import Snapshot, Window
 from trimtab.sources.names import Names
 from trimtab.sources.stock import Vts, page_urls
+from trimtab.sources.vts import parse as parse_status
 from trimtab.window import Meter, percentile_seconds, std_seconds
 from vts_replay import CAPTURES, GROUPS, Replay, configuration, replay
 
@@ -22,6 +23,7 @@ FULL_OR_LACKING = {
     f"{OLD}.30-shm-full": "zone .* of 32768 bytes is full, and 5 servers have no counters",
     f"{NEW}.30-shm-full": "zone .* of 32768 bytes is full, and 4 servers have no counters",
 }
+LACKING = FULL_OR_LACKING.keys()
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +133,44 @@ def test_a_reset_of_requests_alone_counts_no_time_twice(page: Replay, version: s
     assert low < sum(p.response_time_seconds for p in total) < 6.3
     assert window.pairs["home_read_backend"]["127.0.0.1:19811"].requests == 0
     assert window.pairs["home_read_backend"]["127.0.0.1:19811"].response_time_seconds == 0
+
+
+@pytest.mark.parametrize("version", [OLD, NEW])
+def test_windows_between_any_two_readings_are_sane(version: str) -> None:
+    """Whatever a page showed before, also another nginx's life or an earlier one: nothing in the
+    window is negative, and there is no more in it than the page has counted in all."""
+    paths = [p for p in CAPTURES.glob(f"{version}.*.json") if p.stem not in LACKING]
+    assert len(paths) > 10
+    pages = {p.stem: (json.loads(p.read_bytes()), parse_status(p.read_bytes())) for p in paths}
+    for first, (_, before) in pages.items():
+        for second, (data, after) in pages.items():
+            clock = [0.0]
+            source = Vts(configuration("http://127.0.0.1:9/"), lambda clock=clock: clock[0])
+            (nginx,) = source._nginxes
+            meter = Meter()
+            meter.take(source.snapshot(nginx, before))
+            clock[0] = 1.0
+            snapshot = source.snapshot(nginx, after)
+            window = snapshot and meter.take(snapshot)
+            if window is None:
+                continue
+            groups = data["upstreamZones"]
+            for name, peers in window.pairs.items():
+                shown = {row["server"]: row for row in groups[name]}
+                for address, pair in peers.items():
+                    row = shown[address]
+                    told = (first, second, name, address)
+                    assert 0 <= pair.requests <= row["requestCounter"], told
+                    whole = (*pair.responses, *pair.buckets, pair.in_bytes, pair.out_bytes)
+                    assert min(whole) >= 0, told
+                    assert sum(pair.responses) <= sum(row["responses"].values()), told
+                    assert pair.in_bytes <= row["inBytes"], told
+                    assert pair.out_bytes <= row["outBytes"], told
+                    assert 0 <= pair.response_time_seconds <= row["responseMsecCounter"] / 1000
+                    # A reset by the control interface spares them: they may tell of more.
+                    counted = row["responseBuckets"]["counters"]
+                    most = max(row["requestCounter"], counted[-1] if counted else 0)
+                    assert sum(pair.buckets) <= most, told
 
 
 def test_reloads_mark_their_window(page: Replay) -> None:
