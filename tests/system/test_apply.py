@@ -168,7 +168,7 @@ def test_render_writes_only_the_upstreams(
     written = output / "upstreams.conf"
     assert f'include "{written}";' in capsys.readouterr().out
     assert "least_conn;" in written.read_text()
-    assert sorted(p.name for p in output.iterdir()) == ["logs", "upstreams.conf"]
+    assert sorted(p.name for p in output.iterdir()) == ["upstreams.conf"]
     assert main([*arguments, "--method", "round_robin"]) == 0
     assert "least_conn;" not in written.read_text()
 
@@ -180,9 +180,10 @@ def test_diff_shows_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFix
     file.write_text(text)
     output = tmp_path / "out"
     arguments = ["render", "--config", str(file), "--output", str(output)]
-    assert main([*arguments, "--diff"]) == 0
-    assert "+++ " in capsys.readouterr().out
-    assert not output.exists()
+    for check in ([], ["--check"]):
+        assert main([*arguments, "--diff", *check]) == 0
+        assert "+++ " in capsys.readouterr().out
+        assert not output.exists()
     assert main(arguments) == 0
     before = (output / "upstreams.conf").read_text()
     capsys.readouterr()

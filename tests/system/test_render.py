@@ -94,6 +94,19 @@ def test_what_nginx_refuses_is_not_written(
     assert sorted(p.name for p in output.iterdir() if p.is_dir()) == ["logs"]
 
 
+@pytest.mark.parametrize("options", [[], ["--check"]])
+def test_a_file_in_the_way_is_one_sentence(
+    options: list[str], file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where no directory can be made, that is said, and the file stays."""
+    (tmp_path / "out").write_text("mine")
+    assert render(file, tmp_path / "out", *options) == 1
+    told = capsys.readouterr().err
+    assert f"cannot write {tmp_path / 'out'}" in told
+    assert "nothing was written" in told
+    assert (tmp_path / "out").read_text() == "mine"
+
+
 def test_stock_mode_is_rendered_without_the_module(file: Path, tmp_path: Path) -> None:
     """A machine without VTS can render for one that has it."""
     assert render(file, tmp_path / "out", "--mode", "stock", "--vts-module", "/x/vts.so") == 0

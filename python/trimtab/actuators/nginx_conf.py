@@ -207,14 +207,15 @@ def render(
 
 
 def write(files: Mapping[str, str], directory: Path) -> list[str]:
-    """Write the files, each atomically, and the directory for logs; returns the names changed.
-    `TOKEN_FILE` is for its owner's eyes only.
+    """Write the files, each atomically; returns the names changed. With a whole configuration the
+    directory for its logs is made too. `TOKEN_FILE` is for its owner's eyes only.
 
     Raises TrimtabError when the directory cannot be written.
     """
     changed = []
     try:
-        (directory / "logs").mkdir(parents=True, exist_ok=True)
+        where = directory / "logs" if "nginx.conf" in files else directory
+        where.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
             path = directory / name
             mode = 0o600 if name == TOKEN_FILE else 0o666

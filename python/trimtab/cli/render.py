@@ -1,12 +1,13 @@
 """`trimtab render`: write the nginx configuration, or systemd units, from the TOML file."""
 
 import argparse
+import contextlib
 import difflib
 import shlex
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -176,9 +177,8 @@ def _check(
     installation: nginx_binary.Installation,
     options: dict[str, Any],
 ) -> None:
-    """`nginx -t` on the same configuration in a directory beside, which goes away again."""
-    directory.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".check-", dir=directory) as name:
+    """`nginx -t` on the same configuration in a directory within, which goes away again."""
+    with _within(directory) as name:
         beside = Path(name)
         nginx_conf.write(nginx_conf.render(checked, beside, **options), beside)
         try:
@@ -186,6 +186,26 @@ def _check(
         except TrimtabError as error:
             text = str(error).replace(name, str(directory))
             raise type(error)(f"{text}\n  nothing was written") from None
+
+
+@contextlib.contextmanager
+def _within(directory: Path) -> Iterator[str]:
+    """A directory in `directory` for a while; what had to be made for it goes away too."""
+    absent = [d for d in (directory, *directory.parents) if not d.exists()]
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        made = tempfile.TemporaryDirectory(prefix=".check-", dir=directory)
+    except OSError as error:
+        raise TrimtabError(
+            f"cannot write {directory}: {error.strerror}; nothing was written"
+        ) from None
+    try:
+        with made as name:
+            yield name
+    finally:
+        for parent in absent:
+            with contextlib.suppress(OSError):
+                parent.rmdir()
 
 
 def _configuration(arguments: argparse.Namespace) -> Config:
