@@ -4,6 +4,7 @@ Pure: a configuration and weights in, plain data out. Writing is `nginx_conf`'s.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any, Final
 
 from trimtab.actuators.integer_weights import integer_weights
@@ -33,8 +34,10 @@ _METHODS: Final = {
 }
 
 # Idle connections a worker keeps to the peers of a group. Too small a pool costs 40% of the
-# throughput, so plenty a peer; the cap bounds what a worker with a thousand peers holds open.
+# throughput, so plenty a peer, and twice its slots where these are more: as many as are there at
+# high load. The cap bounds what a worker with a thousand peers holds open.
 _KEEPALIVE_PER_PEER: Final = 32
+_KEEPALIVE_PER_SLOT: Final = 2
 _KEEPALIVE_BOUNDS: Final = (64, 1024)
 
 # least_conn does best with weights that grow a little faster than capacities, as a request in
@@ -95,9 +98,20 @@ def _servers(
 
 
 def group(
-    name: str, servers: list[dict[str, Any]], balancer: str, *, zone: bool, max_fails: int = 0
+    name: str,
+    servers: list[dict[str, Any]],
+    balancer: str,
+    *,
+    zone: bool,
+    max_fails: int = 0,
+    slots: Mapping[str, int | None] | None = None,
 ) -> dict[str, Any]:
-    """One upstream block. `max_fails` 0 leaves nginx's own."""
+    """One upstream block. `max_fails` 0 leaves nginx's own; `slots` are the known ones."""
+    known = slots or {}
+    connections = sum(
+        max(_KEEPALIVE_PER_PEER, _KEEPALIVE_PER_SLOT * (known.get(s["address"]) or 0))
+        for s in servers
+    )
     low, high = _KEEPALIVE_BOUNDS
     return {
         "name": name,
@@ -105,7 +119,7 @@ def group(
         "hook": balancer == "trimtab",
         "method": _METHODS.get(balancer, ()),
         "max_fails": max_fails,
-        "keepalive": min(high, max(low, _KEEPALIVE_PER_PEER * len(servers))),
+        "keepalive": min(high, max(low, connections)),
         # nginx takes about half a kibibyte a peer, and needs some pages to begin with.
         "zone_kibibytes": 64 * math.ceil((64 + 2 * len(servers)) / 64) if zone else 0,
     }
@@ -122,6 +136,7 @@ def stock_groups(config: Config, weights: Weights | None) -> list[dict[str, Any]
             method,
             zone=True,
             max_fails=_STOCK_MAX_FAILS,
+            slots=_slots(upstream),
         )
         for upstream in config.upstreams
     ]
@@ -129,7 +144,14 @@ def stock_groups(config: Config, weights: Weights | None) -> list[dict[str, Any]
 
 def static_groups(config: Config, balancer: str, *, zone: bool) -> list[dict[str, Any]]:
     """A group for each upstream with its static weights."""
-    return [group(u.name, _servers(u, None), balancer, zone=zone) for u in config.upstreams]
+    return [
+        group(u.name, _servers(u, None), balancer, zone=zone, slots=_slots(u))
+        for u in config.upstreams
+    ]
+
+
+def _slots(upstream: Upstream) -> dict[str, int | None]:
+    return {p.address: p.slots for p in upstream.peers}
 
 
 def shared_servers(config: Config) -> list[dict[str, Any]]:

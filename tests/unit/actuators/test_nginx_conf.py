@@ -330,6 +330,21 @@ def test_arguments_that_contradict_each_other_are_refused(
         render(CONFIG, directory, **{"machine": MACHINE, **options})
 
 
+@pytest.mark.parametrize(
+    ("slots", "connections"), [((None, None), "64"), ((200, None), "432"), ((9000, 9000), "1024")]
+)
+def test_kept_connections_are_as_many_as_the_load_needs(
+    slots: tuple[int | None, ...], connections: str, tmp_path: Path
+) -> None:
+    """32 a server, or twice its slots, within bounds; in both modes."""
+    first, *rest = CONFIG.upstreams
+    peers = tuple(replace(p, slots=k) for p, k in zip(first.peers, slots, strict=True))
+    config = replace(CONFIG, upstreams=(replace(first, peers=peers), *rest))
+    for mode in ("lua", "stock"):
+        files = render(config, PREFIX, machine=MACHINE, mode=mode)
+        assert found(parsed(files["upstreams.conf"], tmp_path), "keepalive")[0] == [connections]
+
+
 @pytest.mark.parametrize("names", [("reads", "READS"), ("trimtab_policy", "a")])
 def test_names_that_nginx_would_mix_up_are_refused(names: tuple[str, str]) -> None:
     """nginx ignores case in upstream names, and two of them are ours."""
