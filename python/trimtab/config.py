@@ -230,8 +230,9 @@ class Peer:
     # Requests that it serves at once, over all upstreams; estimated when absent.
     slots: int | None = key(integer(1, 65535), default=None)
     # What becomes of requests beyond the slots: they queue ("fifo"), or all share them ("ps", as
-    # with threads or coroutines on a few cores). Read where slots are given, too.
-    discipline: str = key(one_of("fifo", "ps"), default="fifo")
+    # with threads or coroutines on a few cores). When absent, a queue until the policy server is
+    # sure of the opposite. Matters where slots are given or estimated.
+    discipline: str | None = key(one_of("fifo", "ps"), default=None)
     # Static weight: what holds when nothing was learned, or what was learned has expired.
     weight: int = key(integer(1, 65535), default=1)
 

@@ -22,6 +22,7 @@ from typing import Any, Final, Protocol
 from trimtab import overview
 from trimtab.config import Config, Upstream
 from trimtab.deciding import NEUTRAL_NAME, Deciding, Policy
+from trimtab.discipline import SHARING, news
 from trimtab.errors import SourceError, TrimtabError
 from trimtab.estimate import FORGET_SECONDS, Estimates, Estimator, deadline_seconds
 from trimtab.explain import explain
@@ -123,12 +124,9 @@ class Controller:
         addresses = {u.name: [p.address for p in u.peers] for u in config.upstreams}
         slots = {p.address: p.slots for u in config.upstreams for p in u.peers}
         self._addresses = list(slots)
-        self._sharing = frozenset(
-            p.address for u in config.upstreams for p in u.peers if p.discipline == "ps"
-        )
-        self._estimator = Estimator(
-            addresses, slots, _forget_seconds(config), sharing=self._sharing
-        )
+        self._disciplines = {p.address: p.discipline for u in config.upstreams for p in u.peers}
+        sharing = [address for address, told in self._disciplines.items() if told == SHARING]
+        self._estimator = Estimator(addresses, slots, _forget_seconds(config), sharing=sharing)
         self._estimates = Estimates()
         # What the operator gave stands; the others follow the observation.
         self._deadlines = {
@@ -186,8 +184,7 @@ class Controller:
             if window is not None:
                 self._remember(window)
                 if window.requests:
-                    self._estimator.update(window)
-                    self._estimates = self._estimator.estimates()
+                    self._estimate(window)
                     self._observe(window)
                     cause = self._decide(window) or cause
             self._act(cause)
@@ -208,6 +205,12 @@ class Controller:
             return None
         # Balancers that have nothing new in this very step share the servers all the same.
         return replace(merged, instances=len(snapshots))
+
+    def _estimate(self, window: Window) -> None:
+        self._estimator.update(window)
+        before, self._estimates = self._estimates.disciplines, self._estimator.estimates()
+        for told in news(before, self._estimates.disciplines, self._disciplines):
+            self._events.append(_Event(kind="observation", reason=told))
 
     def _trouble(self, part: str, what: str) -> None:
         """Log and journal a change of state of a part: in trouble with `what`, or well ("")."""
@@ -355,7 +358,7 @@ class Controller:
     ) -> dict[str, Any]:
         """Why an upstream's requests go where they go: see `explain.explain`. Raises
         ConfigError for a name that is not known."""
-        return explain(self._view, upstream, address, instance, sharing=self._sharing)
+        return explain(self._view, upstream, address, instance)
 
     def history(self) -> dict[str, Any]:
         """The last minutes, for JSON: see `traffic.History.status`."""

@@ -19,12 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.crowded import serving
+from trimtab.discipline import SHARING, Discipline, Disciplines
 from trimtab.fits import Slots, slots, two_way
 from trimtab.model import CONCURRENCY_LEVELS, PairCounters, Window
 from trimtab.queued import QueuedWork
 from trimtab.window import class_total, mean_seconds, std_seconds
 
-__all__ = ["Estimates", "Estimator", "deadline_seconds"]
+__all__ = ["Estimates", "Estimator", "deadline_seconds", "shares"]
 
 Floats = NDArray[np.float64]
 
@@ -55,6 +56,17 @@ LEAST_SERVICE_RATIO: Final = 0.8
 # balancer placed them, a server's slots were not busy with what was completed.
 MOST_STRAY_RATIO: Final = 0.02
 
+# A server of unknown slots that was beyond the counted levels for more than this part of a window
+# is overrun: nothing will show its slots, and no request finds a free one. It is then taken for a
+# server of one slot. That gets its rate wrong, by a factor that is the same for all classes: its
+# affinities come out, and with them the way out, where it is affinities that overran it.
+OVERRUN_RATIO: Final = 0.9
+OVERRUN_SLOTS: Final = 1.0
+
+# Requests on a free slot of a server that shares are stretched alike within some 15%, so that many
+# of them say no more than 40 undisturbed ones.
+MOST_STRETCHED: Final = 40.0
+
 # Normal equations are kept for a server with at most so many classes: 2 kB each.
 MOST_QUEUED_CLASSES: Final = 16
 
@@ -67,7 +79,7 @@ class Estimates:
     rates: r_i by address, geometric mean 1 among peers that share classes.
     affinity: a_ij by upstream and address.
     evidence: remembered requests behind a_ij, likewise.
-    slots: by address.
+    slots, disciplines: by address.
     arrivals_per_second: by upstream.
     burstiness: by upstream the index of dispersion of requests a window: variance over mean, 1 for
     Poisson arrivals, more in bursts.
@@ -80,9 +92,16 @@ class Estimates:
     affinity: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     evidence: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     slots: Mapping[str, Slots] = field(default_factory=dict)
+    disciplines: Mapping[str, Discipline] = field(default_factory=dict)
     arrivals_per_second: Mapping[str, float] = field(default_factory=dict)
     burstiness: Mapping[str, float] = field(default_factory=dict)
     service_cv2: Mapping[str, float] = field(default_factory=dict)
+
+
+def shares(of: Estimates, address: str) -> bool:
+    """Whether a server surely shares its slots among all requests there."""
+    found = of.disciplines.get(address)
+    return found is not None and found.sure and found.value == SHARING
 
 
 def deadline_seconds(of: PairCounters, priority: float) -> float | None:
@@ -110,8 +129,8 @@ class Estimator:
         slots: configured slots by address; None where unknown. Also the list of known servers.
         upstreams: addresses by upstream; pairs that are not named here are ignored.
         forget_seconds: time constant, of time with traffic.
-        sharing: addresses of servers that share their slots among all requests there; matters
-            where only response times are known.
+        sharing: addresses of servers that share their slots among all requests there, as far as
+            nothing surer was measured.
     """
 
     def __init__(
@@ -137,8 +156,11 @@ class Estimator:
         self._done = {address: zeros.copy() for address in slots}
         self._time = {address: zeros.copy() for address in slots}
         self._slots: dict[str, Slots] = {}
+        # Servers whose queued requests were counted as of one slot, not knowing better.
+        self._overrun: set[str] = set()
         # By server its classes, and what it did of queued requests.
         classes = {a: [n for n, known in self._known.items() if a in known] for a in slots}
+        self._disciplines = Disciplines(classes)
         self._queued = {
             a: (names, QueuedWork(len(names)))
             for a, names in classes.items()
@@ -165,6 +187,7 @@ class Estimator:
             if of.instances == 1:
                 self._concurrency(of)
                 self._busy(of, keep)
+                self._disciplines.add(of, self._exact_slots())
         else:
             self._crowded(of)
 
@@ -197,6 +220,13 @@ class Estimator:
         sums.count += count
         sums.seconds += seconds
         sums.squared += squared
+
+    def _only_busy(self, address: str) -> bool:
+        """Whether a server shares its slots: requests that found a free one are slowed down
+        afterwards, and it is the busy time, where slots are known, that tells their work."""
+        found = self._disciplines.found().get(address)
+        shares = found.value == SHARING if found and found.sure else address in self._sharing
+        return shares and self._slots_of(address) is not None
 
     def _unqueued(self, of: Window) -> None:
         for name, peers in of.pairs.items():
@@ -254,18 +284,50 @@ class Estimator:
         self._slots = {
             address: found
             for address in self._done
-            if (found := slots(self._done[address].tolist(), self._time[address].tolist()))
+            if (
+                found := slots(
+                    self._done[address].tolist(),
+                    self._time[address].tolist(),
+                    self._slots.get(address),
+                )
+            )
         }
+
+    def _exact_slots(self) -> dict[str, int]:
+        """By address the slots that are known to one, configured ones unless they are wrong."""
+        exact: dict[str, int] = {}
+        for address, given in self._given.items():
+            found = self._slots.get(address)
+            if found and found.low == found.high and given in (None, found.value):
+                exact[address] = found.value
+            elif given and not (found and found.sure):
+                exact[address] = round(given)
+        return exact
+
+    def _slots_of(self, address: str) -> float | None:
+        """The slots of a server as far as they are known."""
+        given, found = self._given.get(address), self._slots.get(address)
+        if given is None and found and found.sure:
+            return float(found.value)
+        return given
 
     def _busy(self, of: Window, keep: float) -> None:
         for address, (names, queued) in self._queued.items():
             queued.forget(keep)
             counters = of.addresses.get(address)
             pairs = [of.pairs.get(n, {}).get(address, PairCounters()) for n in names]
-            estimated = self._slots.get(address)
-            k = self._given.get(address)
-            if k is None and estimated and estimated.sure:
-                k = float(estimated.value)
+            k = self._slots_of(address)
+            overrun = (
+                k is None
+                and counters is not None
+                and sum(counters.seconds_at[-1:]) > OVERRUN_RATIO * of.seconds
+            )
+            if overrun:
+                k = OVERRUN_SLOTS
+            elif k is not None and address in self._overrun:
+                queued.rescale(k / OVERRUN_SLOTS)
+            if k is not None:
+                (self._overrun.add if overrun else self._overrun.discard)(address)
             requests = sum(p.requests for p in pairs)
             failures = sum(p.failures for p in pairs)
             placed = sum(counters.completions_at) if counters else 0
@@ -275,8 +337,12 @@ class Estimator:
                 queued.skip()
                 continue
             busy = sum(min(n, k) * t for n, t in enumerate(counters.seconds_at, 1))
-            done = np.array([p.requests - p.failures - p.unqueued for p in pairs], dtype=float)
-            queued.add(of.seconds, busy - sum(p.unqueued_seconds for p in pairs), done, k)
+            done = np.array([p.requests - p.failures for p in pairs], dtype=float)
+            if not self._only_busy(address):
+                # Those that found a free slot are known singly.
+                done -= [p.unqueued for p in pairs]
+                busy -= sum(p.unqueued_seconds for p in pairs)
+            queued.add(of.seconds, busy, done, k)
 
     def _table(self) -> tuple[list[str], list[str], Floats, Floats, Floats]:
         """Upstreams, addresses, and by both: means, the requests that they are worth, and the
@@ -305,6 +371,10 @@ class Estimator:
             if not queued.empty:
                 at_all = np.array([row[n] for n in of]), column[address]
                 worth = counts[at_all] / cv2[at_all]
+                if self._only_busy(address):
+                    # The busy time says how much those of a free slot were stretched.
+                    means[at_all] /= queued.stretch(means[at_all])
+                    worth = np.minimum(worth, MOST_STRETCHED)
                 means[at_all], counts[at_all] = queued.means(worth, means[at_all])
                 cv2[at_all] = 1.0
         return names, addresses, means, counts, cv2
@@ -336,6 +406,7 @@ class Estimator:
                 for n in names
             },
             slots=dict(self._slots),
+            disciplines=self._disciplines.found(),
             arrivals_per_second=arrivals,
             burstiness={
                 n: total / windows
@@ -361,6 +432,7 @@ class Estimator:
             "seconds": self._seconds,
             "done": {a: d.tolist() for a, d in self._done.items() if d.any()},
             "time": {a: t.tolist() for a, t in self._time.items() if t.any()},
+            "slots": [[a, s.value, s.low, s.high] for a, s in self._slots.items()],
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -374,7 +446,12 @@ class Estimator:
             count, seconds, squared = (_finite(v) for v in numbers)
             if address in self._known.get(name, ()):
                 pairs[name, address] = _Sums(count, seconds, squared)
-        # These two are absent in states of version 0.1.
+        # These three are absent in states of version 0.1.
+        found = {
+            str(a): Slots(value=int(value), low=int(low), high=int(high))
+            for a, value, low, high in state.get("slots", ())
+            if a in self._given and 1 <= int(low) <= int(value) <= int(high)
+        }
         responses = {}
         for name, address, *numbers in state.get("responses", ()):
             count, seconds = (_finite(v) for v in numbers)
@@ -394,6 +471,7 @@ class Estimator:
         self._responses, self._covered = responses, covered
         for mine, row in zip((self._done, self._time), rows, strict=True):
             mine.update({a: values for a, values in row.items() if a in mine})
+        self._slots = found
         self._find_slots()
 
 

@@ -6,13 +6,13 @@ only, so the explanation is of one balancer. Late binding is not in it: with a w
 least score says where a request would go, and room there when.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any, Final
 
 from trimtab.errors import ConfigError
 from trimtab.model import AddressCounters, PeerWeight, Snapshot, UpstreamWeights, Weights
-from trimtab.overview import View
+from trimtab.overview import View, discipline
 from trimtab.twin import rule
 
 __all__ = ["explain", "unknown"]
@@ -26,11 +26,8 @@ def explain(
     upstream: str,
     address: str | None = None,
     instance: str | None = None,
-    *,
-    sharing: Collection[str] = (),
 ) -> dict[str, Any]:
     """The explanation of an upstream, or of one of its peers, at one balancer (the first).
-    `sharing` are the addresses that the configuration says share their slots ("ps").
 
     {"upstream", "instance": name or None when none reports, "instances": how many do,
      "generation", "in_use": the generation that this balancer uses,
@@ -38,9 +35,10 @@ def explain(
      "profile", "chosen", "shadow", "decision", "state", "deadline_seconds",
      "service_time_seconds", "burstiness", "service_cv2" (see `estimate.Estimates`, or None),
      "peers": {address: {"weight", "pinned", "withheld" W in shadow or None, "affinity", "rate",
-        "rate_prior", "slots" (0: unknown), "error_ratio", "drain", "down", "ejection" (why; ""
-        when it is not ejected), "in_flight" over all classes, "in_flight_class",
-        "work_seconds", "own_seconds", "wait_seconds", "score",
+        "rate_prior", "slots" (0: unknown), "sharing" (whether it shares them, as far as is known),
+        "discipline_estimate" (see `overview.upstreams`), "error_ratio", "drain", "down",
+        "ejection" (why; "" when it is not ejected), "in_flight" over all classes,
+        "in_flight_class", "work_seconds", "own_seconds", "wait_seconds", "score",
         "rank" (1 is picked next; None: not picked)}},
      "last_change": {"from", "to": generations, "reason", "peers": {address: {field: [before,
         after]}}, "deadline_seconds", "service_time_seconds": [before, after] if it changed},
@@ -59,8 +57,9 @@ def explain(
     if instance is not None and instance not in by_name:
         raise ConfigError(unknown("balancer that reports", instance, by_name))
     snapshot = by_name[instance] if instance else (view.snapshots or (None,))[0]
-    peers = _peers(weights, upstream, control, snapshot, sharing)
+    peers = _peers(weights, upstream, control, snapshot)
     for name, facts in peers.items():
+        facts["discipline_estimate"] = discipline(view.estimates, name)
         facts["pinned"] = any([upstream, name] == pin[:2] for pin in view.guard.get("pins", ()))
         facts["withheld"] = view.guard.get("withheld", {}).get(upstream, {}).get(name)
     decisions = [e for e in view.journal if e.kind == "decision"]
@@ -114,7 +113,6 @@ def _peers(
     upstream: str,
     control: UpstreamWeights,
     snapshot: Snapshot | None,
-    sharing: Collection[str],
 ) -> dict[str, dict[str, Any]]:
     pairs = snapshot.pairs if snapshot else {}
     found: dict[str, dict[str, Any]] = {}
@@ -135,7 +133,6 @@ def _peers(
             own=_service(control) * peer.affinity,
             in_flight=in_flight,
             work=work,
-            shares=address in sharing,
         ) | {"in_flight_class": mine.in_flight if mine else 0.0}
     order = sorted(
         (a for a, f in found.items() if not (f["drain"] or f["down"])),
@@ -154,12 +151,11 @@ def _facts(
     own: float,
     in_flight: float,
     work: float,
-    shares: bool,
 ) -> dict[str, Any]:
     rate = server.rate if server and server.rate > 0 else peer.rate
     error = server.error_ratio if server else 0.0
     slots = peer.slots or 0.0
-    score = rule.score(own, in_flight, work, rate, error, slots, float(shares), peer.weight)
+    score = rule.score(own, in_flight, work, rate, error, slots, float(peer.sharing), peer.weight)
     # The rule's own terms: without what is in flight no wait is left in the score.
     served = own / rate * (1 + rule.ERROR_COST * error + rule.SPREAD * in_flight / max(slots, 1.0))
     return {
@@ -168,6 +164,7 @@ def _facts(
         "rate": rate,
         "rate_prior": peer.rate,
         "slots": slots,
+        "sharing": peer.sharing,
         "error_ratio": error,
         "drain": peer.drain,
         "down": bool(server and server.down),
@@ -198,7 +195,7 @@ def _change(view: View, upstream: str, address: str | None) -> dict[str, Any] | 
         old = was.peers.get(name) if was else None
         if old is None or address not in (None, name):
             continue
-        fields = ("weight", "affinity", "rate", "slots", "drain")
+        fields = ("weight", "affinity", "rate", "slots", "drain", "sharing")
         differs = {
             f: [getattr(old, f), getattr(peer, f)]
             for f in fields

@@ -148,7 +148,9 @@ class Slots:
         return self.high - self.low <= max(2, self.value // 4)
 
 
-def slots(completions: Sequence[float], seconds: Sequence[float]) -> Slots | None:
+def slots(
+    completions: Sequence[float], seconds: Sequence[float], known: Slots | None = None
+) -> Slots | None:
     """The slots of a server from `completions_at` and `seconds_at`; None when they do not tell.
 
     With k slots of rate μ, completions at n in flight come at the rate min(n, k)·μ. Given the
@@ -158,20 +160,31 @@ def slots(completions: Sequence[float], seconds: Sequence[float]) -> Slots | Non
 
     Unknown when the interval reaches the largest concurrency seen: beyond it all k are alike.
     The last entry (32 and beyond) is left out, its concurrency is not known.
+
+    `known`, what was sure before, stays as long as nothing sure contradicts it: a balancer that
+    knows the slots seldom goes beyond them, and so sees less of them than one that does not.
     """
+    known = known if known and known.sure else None
     if len(completions) != CONCURRENCY_LEVELS or len(seconds) != CONCURRENCY_LEVELS:
-        return None
+        return known
     done = np.asarray(completions[:-1], dtype=float)
     time = np.asarray(seconds[:-1], dtype=float)
     total = float(done.sum())
     if total < SLOTS_LEAST_COMPLETIONS or not time.sum() > 0:
-        return None
+        return known
     n = np.arange(1, CONCURRENCY_LEVELS)
     served = np.minimum(n[None, :], n[:, None])  # [k - 1, n - 1]
     likelihood = np.log(served) @ done - total * np.log(served @ time)
     near = np.flatnonzero(likelihood >= likelihood.max() - SLOTS_LOG_LIKELIHOOD)
     seen = int(np.flatnonzero(done > 0)[-1]) + 1
     low, high = int(near[0]) + 1, int(near[-1]) + 1
-    if high >= seen:
-        return None
-    return Slots(value=int(likelihood.argmax()) + 1, low=low, high=high)
+    is_open = high >= seen
+    found = None if is_open else Slots(value=int(likelihood.argmax()) + 1, low=low, high=high)
+    if (
+        known
+        and not (found and found.sure)
+        and low <= known.value
+        and (is_open or known.value <= high)
+    ):
+        return known
+    return found

@@ -20,7 +20,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from trimtab.config import Config
+from trimtab.config import Config, Peer
+from trimtab.discipline import SHARING
 from trimtab.errors import ConfigError
 from trimtab.learn.actions import NEUTRAL, PROFILES, WEIGHT_BOUND
 from trimtab.model import PeerWeight, UpstreamWeights, Weights
@@ -127,7 +128,7 @@ class Guard:
                 address = peer.address
                 now = held.peers.get(address) if held else None
                 then = (asked.peers.get(address) if asked else None) or now
-                peers[address] = self._peer(name, address, peer.slots, then, now)
+                peers[address] = self._peer(name, peer, then, now)
             checked[name] = UpstreamWeights(
                 peers=peers,
                 deadline_seconds=_time(
@@ -143,11 +144,11 @@ class Guard:
     def _peer(
         self,
         name: str,
-        address: str,
-        configured_slots: float | None,
+        peer: Peer,
         then: PeerWeight | None,
         now: PeerWeight | None,
     ) -> PeerWeight:
+        address = peer.address
         where = f"of {address} in {name}"
         then = then or PeerWeight()
         weight = _bounded(f"weight {where}", then.weight, WEIGHT_BOUND)
@@ -159,7 +160,7 @@ class Guard:
         # A pin that was lifted may have left W outside of the bound; the bound comes first.
         weight = min(max(weight, 1 / WEIGHT_BOUND), WEIGHT_BOUND)
         pinned = self.pins.get((name, address))
-        slots = configured_slots if configured_slots is not None else then.slots
+        slots = float(peer.slots) if peer.slots is not None else then.slots
         if slots is not None and not (math.isfinite(slots) and slots > 0):
             raise _RefusedError(f"slots {where} are {slots!r}")
         return PeerWeight(
@@ -168,6 +169,7 @@ class Guard:
             rate=_bounded(f"rate {where}", then.rate, RATE_BOUND),
             slots=None if slots is None else min(max(float(slots), 1.0), MOST_SLOTS),
             drain=address in self.drains,
+            sharing=then.sharing if peer.discipline is None else peer.discipline == SHARING,
         )
 
     # The operator
@@ -272,6 +274,7 @@ def _material(before: Mapping[str, UpstreamWeights], after: Mapping[str, Upstrea
             if (
                 old.drain != peer.drain
                 or old.slots != peer.slots
+                or old.sharing != peer.sharing
                 or _differs(old.weight, peer.weight)
                 or _differs(old.affinity, peer.affinity)
                 or _differs(old.rate, peer.rate)

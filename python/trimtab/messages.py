@@ -303,6 +303,7 @@ def _encode_upstream(name: str, weights: UpstreamWeights) -> policy_pb2.Upstream
             rate=peer.rate,
             slots=peer.slots or 0.0,
             drain=peer.drain,
+            sharing=peer.sharing,
         )
     return message
 

@@ -155,6 +155,7 @@ class PeerWeight:
     rate: float = 1.0
     slots: float | None = None
     drain: bool = False
+    sharing: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ from trimtab.model import PairCounters, Snapshot, Weights, Window
 from trimtab.policy import Decision
 from trimtab.window import accumulate, class_total, mean_seconds, percentile_seconds
 
-__all__ = ["Change", "View", "classes", "servers", "status", "upstreams"]
+__all__ = ["Change", "View", "classes", "discipline", "servers", "status", "upstreams"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,9 +151,10 @@ def _ratio(value: float, of: PairCounters) -> float | None:
 
 def upstreams(weights: Weights | None, estimates: Estimates) -> dict[str, dict[str, Any]]:
     """By upstream what is in force: "deadline_seconds", "service_time_seconds", and "peers" by
-    address with "weight", "affinity", "rate", "slots", "drain" and what the estimates say:
-    "evidence" (remembered requests), "slots_estimate" ({"value", "low", "high", "sure"} or
-    None)."""
+    address with "weight", "affinity", "rate", "slots", "drain", "sharing" and what the estimates
+    say: "evidence" (remembered requests), "slots_estimate" ({"value", "low", "high", "sure"} or
+    None), "discipline_estimate" ({"value": "fifo" or "ps", "ratio", "error", "sure"}, see
+    `discipline`, or None)."""
     if weights is None:
         return {}
     return {
@@ -167,8 +168,10 @@ def upstreams(weights: Weights | None, estimates: Estimates) -> dict[str, dict[s
                     "rate": peer.rate,
                     "slots": peer.slots,
                     "drain": peer.drain,
+                    "sharing": peer.sharing,
                     "evidence": estimates.evidence.get(name, {}).get(address, 0.0),
                     "slots_estimate": _slots(estimates, address),
+                    "discipline_estimate": discipline(estimates, address),
                 }
                 for address, peer in upstream.peers.items()
             },
@@ -211,6 +214,19 @@ def _server() -> dict[str, Any]:
         "ejected": 0,
         "ejection": "",
         "ejection_seconds": 0.0,
+    }
+
+
+def discipline(estimates: Estimates, address: str) -> dict[str, Any] | None:
+    """The estimate of a server's discipline, as in `upstreams`."""
+    found = estimates.disciplines.get(address)
+    if found is None:
+        return None
+    return {
+        "value": found.value,
+        "ratio": found.ratio,
+        "error": found.error,
+        "sure": found.sure,
     }
 
 

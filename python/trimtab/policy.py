@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from trimtab.config import Config
-from trimtab.estimate import Estimates
+from trimtab.estimate import Estimates, shares
 from trimtab.learn.actions import NEUTRAL, PROFILES, Profile, profile_weights
 from trimtab.learn.clusters import MOST_SAMPLES, Clusters, State, fit
 from trimtab.learn.features import Features, demand
@@ -53,7 +53,7 @@ def proposal(
     profiles: Sequence[Profile] = PROFILES,
 ) -> Weights:
     """Weights for every configured upstream and peer: W from the profile (by name; an unknown one
-    is neutral), the rest from the estimates. Slots only where they are sure."""
+    is neutral), the rest from the estimates. Slots and sharing only where they are sure."""
     chosen = next((p for p in profiles if p.name == profile), PROFILES[NEUTRAL])
     upstreams: dict[str, UpstreamWeights] = {}
     for upstream in config.upstreams:
@@ -68,6 +68,7 @@ def proposal(
                 affinity=affinity.get(address, 1.0),
                 rate=estimates.rates.get(address, 1.0),
                 slots=float(slots.value) if slots and slots.sure else None,
+                sharing=shares(estimates, address),
             )
         upstreams[upstream.name] = UpstreamWeights(
             peers=peers,

@@ -62,7 +62,7 @@ class QueuedWork:
         self._precision = np.zeros((classes, classes))
         self._right = np.zeros(classes)
         self._busy = 0.0
-        self._done = 0.0
+        self._done = np.zeros(classes)
         self._chunk = self._empty()
 
     def _empty(self) -> _Chunk:
@@ -82,15 +82,22 @@ class QueuedWork:
         if not chunk.busy > 0:
             return
         self._busy += chunk.busy
-        self._done += count
+        self._done += chunk.done
         # The mean of all, not the chunk's own: that would give lucky chunks more weight.
-        noise = 2 * (count + slots) * (self._busy / self._done) ** 2
+        noise = 2 * (count + slots) * (self._busy / self._done.sum()) ** 2
         self._precision += np.outer(chunk.done, chunk.done) / noise
         self._right += chunk.done * chunk.busy / noise
 
     def skip(self) -> None:
         """Drop what is being put together: something in it was not as it should be."""
         self._chunk = self._empty()
+
+    def rescale(self, factor: float) -> None:
+        """All busy time so far was so many times as much: there are more slots than thought."""
+        self._precision /= factor**2
+        self._right /= factor
+        self._busy *= factor
+        self.skip()
 
     def forget(self, keep: float) -> None:
         """Multiply all that is remembered."""
@@ -102,7 +109,15 @@ class QueuedWork:
     @property
     def empty(self) -> bool:
         """Whether there is less than a chunk's worth of evidence."""
-        return self._done < LEAST_QUEUED
+        return float(self._done.sum()) < LEAST_QUEUED
+
+    def stretch(self, means: Floats) -> float:
+        """How many times the busy time the completions would have taken at those means [classes],
+        with 0 for a class of unknown mean."""
+        known = float(self._done[means > 0].sum())
+        if not (known > 0 and self._busy > 0):
+            return 1.0
+        return float(self._done @ means) / known * float(self._done.sum()) / self._busy
 
     def means(self, counts: Floats, means: Floats) -> tuple[Floats, Floats]:
         """Mean service times [classes] and the requests that they are worth, from the queued ones
@@ -110,7 +125,7 @@ class QueuedWork:
         if self.empty:
             return np.where(counts > 0, means, 0.0), counts
         own = np.where(counts > 0, counts / np.where(counts > 0, means, 1.0) ** 2, 0.0)
-        common = self._busy / self._done
+        common = self._busy / float(self._done.sum())
         prior = PRIOR_REQUESTS / common**2
         precision = self._precision + np.diag(own + prior)
         covariance = np.linalg.inv(precision)

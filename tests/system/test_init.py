@@ -232,7 +232,7 @@ def test_the_starter_is_valid_and_shows_every_key_with_its_default(tmp_path: Pat
     optional = (*optional, "max_connection_age_seconds", "traces_url", "url", "password_file")
     optional = (*optional, "policy_servers")
     optional = (*optional, "policy_ca", "policy_certificate", "policy_key")
-    optional = (*optional, "try_timeout_seconds", "check_path")
+    optional = (*optional, "try_timeout_seconds", "check_path", "discipline")
     given = re.sub(r"^# (?=[a-z_]+ = )", "", text, flags=re.MULTILINE)
     given = "\n".join(s for s in given.splitlines() if s.partition(" = ")[0] not in optional)
     uncommented = config.parse(given, str(output))

@@ -363,3 +363,75 @@ def test_service_variation_is_that_of_unqueued_requests(square: float, expected:
     addresses = {"s1:1": AddressCounters(busy_seconds=0.5)}
     one.update(Window(seconds=1.0, pairs={"a": {"s1:1": pair}}, addresses=addresses))
     assert one.estimates().service_cv2["a"] == pytest.approx(expected, abs=1e-9)
+
+
+def levels(**seconds: float) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Completions and seconds by requests in flight, for two slots at 100 a second: n3=10.0 is ten
+    seconds with three in flight."""
+    time = [0.0] * CONCURRENCY_LEVELS
+    for name, value in seconds.items():
+        time[int(name[1:]) - 1] = value
+    done = tuple(round(100 * min(n, 2) * t) for n, t in enumerate(time, 1))
+    return done, tuple(time)
+
+
+def test_slots_once_sure_stay_until_something_contradicts() -> None:
+    """A server that is no longer driven beyond its slots keeps those that were found; one that
+    completes more than they can does not."""
+    sure = slots(*levels(n1=10.0, n2=10.0, n3=10.0, n4=5.0))
+    assert sure is not None
+    assert (sure.value, sure.sure) == (2, True)
+    below = levels(n1=10.0, n2=10.0)
+    assert slots(*below) is None
+    assert slots(*below, sure) is sure
+    more = [100 * n if n <= 4 else 0 for n in range(1, CONCURRENCY_LEVELS + 1)]
+    busy = [1.0 if n <= 4 else 0.0 for n in range(1, CONCURRENCY_LEVELS + 1)]
+    assert slots(more, busy, sure) is None
+
+
+def test_sure_slots_survive_a_restart() -> None:
+    """What is saved has them, also when the counters by themselves no longer say so."""
+    one = Estimator({"a": ["s1:1"]}, {"s1:1": None})
+
+    def window(**seconds: float) -> Window:
+        done, time = levels(**seconds)
+        return Window(
+            seconds=sum(time),
+            pairs={"a": {"s1:1": PairCounters(requests=sum(done))}},
+            addresses={"s1:1": AddressCounters(completions_at=done, seconds_at=time)},
+        )
+
+    one.update(window(n1=10.0, n2=10.0, n3=10.0, n4=5.0))
+    for _ in range(200):
+        one.update(window(n1=20.0, n2=20.0))
+    assert one.estimates().slots["s1:1"].value == 2
+    again = Estimator({"a": ["s1:1"]}, {"s1:1": None})
+    again.restore(json.loads(json.dumps(one.to_state())))
+    assert again.estimates().slots == one.estimates().slots
+
+
+def test_overrun_servers_show_their_affinities() -> None:
+    """Nothing is known of two servers, and each has hundreds of requests in flight all the time: of
+    the classes' busy time it follows all the same which class is slow where."""
+    true = {("a", "s1:1"): 0.03, ("b", "s1:1"): 0.01, ("a", "s2:1"): 0.01, ("b", "s2:1"): 0.03}
+    one = Estimator({"a": ["s1:1", "s2:1"], "b": ["s1:1", "s2:1"]}, {"s1:1": None, "s2:1": None})
+    rng = np.random.default_rng(5)
+    time = (0.0,) * (CONCURRENCY_LEVELS - 1) + (1.0,)
+    for _ in range(60):
+        pairs: dict[str, dict[str, PairCounters]] = {"a": {}, "b": {}}
+        addresses = {}
+        for address in ("s1:1", "s2:1"):
+            # Four slots a second, in shares that vary by chance.
+            share = rng.uniform(0.3, 0.7)
+            done = {
+                n: round(4 * part / true[n, address] * rng.normal(1, 0.02))
+                for n, part in (("a", share), ("b", 1 - share))
+            }
+            for name, count in done.items():
+                pairs[name][address] = PairCounters(requests=count)
+            at = (0,) * (CONCURRENCY_LEVELS - 1) + (sum(done.values()),)
+            addresses[address] = AddressCounters(completions_at=at, seconds_at=time)
+        one.update(Window(seconds=1.0, pairs=pairs, addresses=addresses))
+    affinity = one.estimates().affinity
+    assert affinity["a"]["s1:1"] / affinity["a"]["s2:1"] == pytest.approx(3.0, rel=0.2)
+    assert affinity["b"]["s2:1"] / affinity["b"]["s1:1"] == pytest.approx(3.0, rel=0.2)

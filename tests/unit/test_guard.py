@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -45,6 +46,7 @@ def garbage(draw) -> Weights | None:
                     rate=draw(NUMBER),
                     slots=draw(st.none() | NUMBER),
                     drain=draw(st.booleans()),
+                    sharing=draw(st.booleans()),
                 )
                 for a in addresses
             },
@@ -165,6 +167,24 @@ def test_pins_and_drains_always_win() -> None:
     held = one.admit(proposed(CONFIG), held, "lifted").weights
     assert held.upstreams["a"].peers["s1:1"].weight == pytest.approx(2.5 / 1.5)
     assert not held.upstreams["a"].peers["s2:1"].drain
+
+
+def test_a_configured_discipline_stands() -> None:
+    """What is found of a server that the operator said nothing of is admitted; else his word is."""
+    config = configuration({"a": ""}, {"s1:1": 2, "s2:1": None, "s3:1": 2})
+    (upstream,) = config.upstreams
+    words = ("fifo", None, "ps")
+    peers = tuple(
+        replace(p, discipline=word) for p, word in zip(upstream.peers, words, strict=True)
+    )
+    config = replace(config, upstreams=(replace(upstream, peers=peers),))
+    one = guard(config)
+    held = one.admit(None, None, "start").weights
+    assert [p.sharing for p in held.upstreams["a"].peers.values()] == [False, False, True]
+    found = {a: PeerWeight(sharing=True) for a in ("s1:1", "s2:1", "s3:1")}
+    verdict = one.admit(Weights(upstreams={"a": UpstreamWeights(peers=found)}), held, "found")
+    assert verdict.changed
+    assert [p.sharing for p in verdict.weights.upstreams["a"].peers.values()] == [False, True, True]
 
 
 @pytest.mark.parametrize(

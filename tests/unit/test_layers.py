@@ -20,7 +20,7 @@ ROWS = (
     ("alarm", "children", "logs", "notify", "paths", "tables", "terminal", "v1"),
     # 1: the configuration and what computes without I/O
     ("checks", "columns"),
-    ("bounds", "config", "crowded", "fits", "queued", "window"),
+    ("bounds", "config", "crowded", "discipline", "fits", "queued", "window"),
     ("rows",),
     ("bearer", "estimate", "fleet", "learn", "listen", "messages", "tls"),
     ("trials",),

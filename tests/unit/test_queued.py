@@ -127,3 +127,25 @@ def test_requests_that_held_no_slot_in_the_counters_make_no_server_faster() -> N
         one.update(saturated(unplaced=400 if second < 10 else 0))
     found = one.estimates()
     assert found.rates["s1:1"] / found.rates["s2:1"] == pytest.approx(2.0, rel=0.05)
+
+
+def test_busy_time_in_the_wrong_unit_is_put_right() -> None:
+    """What was counted as of one slot and is of two comes to the same as if counted right, and so
+    does what follows."""
+    wrong, right = QueuedWork(3), QueuedWork(3)
+    rng = np.random.default_rng(2)
+    for n in range(60):
+        done = rng.poisson(RATES).astype(float)
+        busy = sum(rng.gamma(d, s) for d, s in zip(done, TRUE, strict=True) if d)
+        if n == 30:
+            wrong.rescale(2.0)
+        wrong.add(1.0, busy / (2 if n < 30 else 1), done, 2.0)
+        right.add(1.0, busy, done, 2.0)
+    assert wrong.means(NONE, NONE)[0] == pytest.approx(right.means(NONE, NONE)[0], rel=0.1)
+
+
+def test_the_stretch_is_of_the_busy_time() -> None:
+    """Means a quarter too long stretch what was done by a quarter, whatever lacks a mean."""
+    work = lived(300, 3)
+    assert work.stretch(1.25 * TRUE) == pytest.approx(1.25, rel=0.03)
+    assert work.stretch(NONE) == 1.0

@@ -52,7 +52,7 @@ def hook_json(config: Config, balance: bool) -> str:
             {
                 "address": p.address,
                 **({"slots": p.slots} if p.slots else {}),
-                **({"discipline": p.discipline} if p.discipline != "fifo" else {}),
+                **({"discipline": p.discipline} if p.discipline else {}),
                 "weight": p.weight,
             }
             for p in upstream.peers

@@ -132,11 +132,25 @@ def _inputs(peer: Mapping[str, Any]) -> Iterator[str]:
     yield f"affinity        {peer['affinity']:.3f}"
     yield f"rate            {peer['rate']:.3f} there and now, {peer['rate_prior']:.3f} estimated"
     yield f"slots           {peer['slots']:.0f}" if peer["slots"] else "slots           unknown"
+    yield f"discipline      {_discipline(peer)}"
     yield (
         f"in flight       {peer['in_flight']:.0f}, {peer['in_flight_class']:.0f} of this class; "
         f"{_ms(peer['work_seconds'])} ms of work at rate 1"
     )
     yield f"error ratio     {peer['error_ratio']:.1%}"
+
+
+def _discipline(peer: Mapping[str, Any]) -> str:
+    """Whether the rule takes a server for a queue, and what was measured."""
+    taken = "shares its slots (ps)" if peer.get("sharing") else "a queue (fifo)"
+    found = peer.get("discipline_estimate")
+    if not found:
+        return f"taken for {taken}; not measured"
+    sure = "" if found["sure"] else ", not sure"
+    return (
+        f"taken for {taken}; sharing measured {found['ratio']:.2f} ± {found['error']:.2f}: "
+        f"{found['value']}{sure}"
+    )
 
 
 def _last(told: Mapping[str, Any]) -> Iterator[str]:

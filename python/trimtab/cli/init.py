@@ -334,7 +334,7 @@ priority = 1
 address = "127.0.0.1:9001"
 # Requests that the server works on at once; estimated when absent.
 # slots = 2
-# Beyond them requests queue there ("fifo"), or all share them ("ps").
+# Beyond them requests queue there ("fifo"), or all share them ("ps"); estimated when absent.
 # discipline = "fifo"
 # The static weight, which holds when nothing was learned.
 # weight = 1

@@ -181,7 +181,7 @@ def _upstream(
                 "drain" if drained else down.get(address, weight),
                 _number(peer.get("affinity")),
                 _number(peer.get("rate")),
-                _number(peer.get("slots"), 0),
+                _number(peer.get("slots"), 0) + (" ps" if peer.get("sharing") else ""),
                 _number(met.get("in_flight", 0.0), 1),
                 "-" if share is None else f"{share:.0%}",
                 "-" if response is None else _number(1000 * response, 1),

@@ -36,7 +36,8 @@ def write(weights: Weights) -> bytes:
             "deadline_seconds": u.deadline_seconds,
             "service_time_seconds": u.service_time_seconds,
             "peers": {
-                a: [p.weight, p.affinity, p.rate, p.slots, p.drain] for a, p in u.peers.items()
+                a: [p.weight, p.affinity, p.rate, p.slots, p.drain, p.sharing]
+                for a, p in u.peers.items()
             },
         }
         for n, u in weights.upstreams.items()
@@ -82,15 +83,17 @@ def _upstream(name: str, told: Mapping[str, Any]) -> UpstreamWeights:
 
 def _peer(address: str, told: Any) -> PeerWeight:
     _text(address)
-    weight, affinity, rate, slots, drain = told
-    if not isinstance(drain, bool):
-        raise ValueError(f"drain of {address} is {drain!r}")
+    # Version 0.1 did not say who shares.
+    weight, affinity, rate, slots, drain, sharing = [*told, False] if len(told) == 5 else told
+    if not isinstance(drain, bool) or not isinstance(sharing, bool):
+        raise ValueError(f"drain and sharing of {address} are {drain!r} and {sharing!r}")
     return PeerWeight(
         weight=_number(weight, LEAST, MOST),
         affinity=_number(affinity, LEAST, MOST),
         rate=_number(rate, LEAST, MOST),
         slots=None if slots is None else _number(slots, 1.0, 65535.0),
         drain=drain,
+        sharing=sharing,
     )
 
 

@@ -86,7 +86,7 @@ class Control(NamedTuple):
     service: Floats  # (B, C): v_j in use
     prior: Floats  # (B·M,), see `Balancers`
     slots: Floats  # (B·M,): 0 for unknown
-    sharing: Floats  # (B·M,): 1 where a server is said to share its slots; none is
+    sharing: Floats  # (B·M,): 1 where a server is said to share its slots
     server: Integers  # (B, M): where the M servers are in (B·M,)
     mean_service: Floats  # (B,)
     tau: Floats  # (B,)

@@ -185,6 +185,7 @@ class World:
                     c.affinity[b, j, i] = peer.affinity
                     c.prior[g] = peer.rate
                     c.slots[g] = peer.slots or c.slots[g]
+                    c.sharing[g] = float(peer.sharing)
         self._refresh_services()
 
     def _refresh_services(self) -> None:

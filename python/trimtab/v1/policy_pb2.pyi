@@ -50,20 +50,22 @@ class UpstreamWeights(_message.Message):
     def __init__(self, upstream: _Optional[str] = ..., deadline: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., service_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., peers: _Optional[_Iterable[_Union[PeerWeight, _Mapping]]] = ...) -> None: ...
 
 class PeerWeight(_message.Message):
-    __slots__ = ("address", "weight", "affinity", "rate", "slots", "drain")
+    __slots__ = ("address", "weight", "affinity", "rate", "slots", "drain", "sharing")
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_FIELD_NUMBER: _ClassVar[int]
     AFFINITY_FIELD_NUMBER: _ClassVar[int]
     RATE_FIELD_NUMBER: _ClassVar[int]
     SLOTS_FIELD_NUMBER: _ClassVar[int]
     DRAIN_FIELD_NUMBER: _ClassVar[int]
+    SHARING_FIELD_NUMBER: _ClassVar[int]
     address: str
     weight: float
     affinity: float
     rate: float
     slots: float
     drain: bool
-    def __init__(self, address: _Optional[str] = ..., weight: _Optional[float] = ..., affinity: _Optional[float] = ..., rate: _Optional[float] = ..., slots: _Optional[float] = ..., drain: _Optional[bool] = ...) -> None: ...
+    sharing: bool
+    def __init__(self, address: _Optional[str] = ..., weight: _Optional[float] = ..., affinity: _Optional[float] = ..., rate: _Optional[float] = ..., slots: _Optional[float] = ..., drain: _Optional[bool] = ..., sharing: _Optional[bool] = ...) -> None: ...
 
 class ReportStatsRequest(_message.Message):
     __slots__ = ("instance", "start", "sequence", "clock_seconds", "upstreams", "addresses", "generation", "connections")

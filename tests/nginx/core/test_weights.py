@@ -128,6 +128,23 @@ def test_slots_from_the_policy_server_yield_to_configured_ones(
     )
 
 
+def test_the_discipline_is_the_policy_servers_where_none_is_configured(
+    nginx: Hooked, group: Peers, server: PolicyServer
+) -> None:
+    """A server that is found to share its slots does so from the next answer on, and is a queue
+    again when that is taken back; one that the operator calls a queue stays one."""
+    first, second = group.addresses
+    server.set(weights=answer(group, 1, sharing=True))
+    nginx.reload(upstreams={"a": [{"address": first, "discipline": "fifo"}, {"address": second}]})
+
+    def sharing() -> dict[str, bool]:
+        return {a["address"]: a["sharing"] for a in nginx.snapshot()["addresses"]}
+
+    until(lambda: sharing() == {first: False, second: True})
+    server.set(weights=answer(group, 2, sharing=False))
+    until(lambda: sharing() == {first: False, second: False})
+
+
 def test_a_configuration_of_other_peers_asks_anew(
     nginx: Hooked, group: Peers, server: PolicyServer
 ) -> None:

@@ -23,6 +23,14 @@ def test_weights_come_back() -> None:
     assert published.read(published.write(WEIGHTS)) == WEIGHTS
 
 
+def test_weights_of_an_older_version_queue() -> None:
+    """Version 0.1 did not say which servers share their slots: they are taken for queues."""
+    body = unpack(published.write(WEIGHTS), "")
+    for upstream in body["upstreams"].values():
+        upstream["peers"] = {a: row[:5] for a, row in upstream["peers"].items()}
+    assert published.read(pack(body, "")) == WEIGHTS
+
+
 @pytest.mark.parametrize(
     ("path", "value"),
     [
@@ -36,6 +44,7 @@ def test_weights_come_back() -> None:
         (("upstreams", "u0", "peers", "10.0.0.1:80"), [1.0, 1.0, 1e9, None, False]),
         (("upstreams", "u0", "peers", "10.0.0.1:80"), [1.0, 1.0, 1.0, None]),
         (("upstreams", "u0", "peers", "10.0.0.1:80"), [1.0, 1.0, 1.0, None, 1]),
+        (("upstreams", "u0", "peers", "10.0.0.1:80"), [1.0, 1.0, 1.0, None, False, 1]),
         (("upstreams", "u0", "peers", "a\nb"), [1.0, 1.0, 1.0, None, False]),
     ],
 )

@@ -28,6 +28,7 @@ local PEER_WEIGHT = define({
     { 4, "rate", "double" },
     { 5, "slots", "double" },
     { 6, "drain", "bool" },
+    { 7, "sharing", "bool" },
 })
 
 local UPSTREAM_WEIGHTS = define({

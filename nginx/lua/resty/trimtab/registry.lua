@@ -17,7 +17,9 @@
 --     and what room.lua keeps in a class
 -- The registry has beside them `servers` (indexes of all servers, from 1),
 -- `server_addresses`, `by_name`, and, per server index, `address_of`, `checks`
--- (the upstream whose check is made there, or nil), `slots`, `prior` and
+-- (the upstream whose check is made there, or nil), `slots`, `sharing` (1: all
+-- in flight share them; the configuration's word or else the policy server's),
+-- `is_discipline_given`, `prior` and
 -- `limit` (requests in flight before others wait: see limits.lua).
 --
 -- Weights come from the policy server, or are the static ones: the same code
@@ -123,6 +125,7 @@ function _M.new(map, settings)
         static_slots = new("double[?]", capacity),
         slots = new("double[?]", capacity),
         sharing = new("double[?]", capacity),
+        is_discipline_given = {},
         prior = new("double[?]", capacity),
         limit = new("double[?]", capacity),
     }
@@ -148,6 +151,7 @@ function _M.new(map, settings)
                 registry.static_slots[i] = peer.slots
             end
             registry.sharing[i] = peer.is_sharing and 1 or 0
+            registry.is_discipline_given[i] = peer.is_discipline_given
             names[#names + 1] = peer.address
         end
     end
@@ -172,6 +176,9 @@ local function apply_peer(registry, upstream, peer)
     if registry.static_slots[i] == 0 then
         registry.slots[i] = peer.slots
     end
+    if not registry.is_discipline_given[i] then
+        registry.sharing[i] = peer.sharing and 1 or 0
+    end
 end
 
 
@@ -182,6 +189,9 @@ function _M.apply(registry, response)
     for _, i in ipairs(registry.servers) do
         registry.slots[i] = registry.static_slots[i]
         registry.prior[i] = 1
+        if not registry.is_discipline_given[i] then
+            registry.sharing[i] = 0
+        end
     end
     for _, upstream in pairs(registry.upstreams) do
         upstream.deadline = upstream.static_deadline

@@ -282,6 +282,7 @@ end
 --   addresses = { {
 --     address = "127.0.0.1:9001", in_flight = 3,
 --     slots = 2,                      -- 0: unknown
+--     sharing = false,                -- whether all in flight share them
 --     limit = 2,                      -- in flight before others wait in
 --                                     -- nginx; absent: no limit
 --     busy_seconds, completions_at[32], seconds_at[32], rate, error_ratio,
@@ -315,6 +316,7 @@ function _M.snapshot(registry)
         local t = address_sums(map, rows, i, now)
         t.address = registry.server_addresses[s]
         t.slots = registry.slots[i]
+        t.sharing = registry.sharing[i] ~= 0
         t.limit = registry.limit[i] < huge and registry.limit[i] or nil
         t.down = not is_open[i]
         t.ejection, t.ejection_seconds = ejection_of(map, i, now)

@@ -9,7 +9,8 @@
 --                          "weight":1}]}]}
 --
 -- deadline_seconds and slots are absent (or null) when unknown, a peer may
--- have "discipline":"ps" (see rule.lua), and what
+-- have "discipline":"ps" or "fifo" (see rule.lua; when absent the policy
+-- server's word holds, and without one it is a queue), and what
 -- concerns waiting has defaults: hold "auto", max_waiting 10000, and
 -- max_wait_seconds that of timeout_seconds, 60. So has what concerns health
 -- (see HEALTH below) and retries: retry_non_idempotent false, and
@@ -123,6 +124,7 @@ local function read_peer(path, value, where)
         slots = optional(path, value.slots, 1, 65535, "slots of " .. where)
                 or 0,
         is_sharing = discipline == "ps",
+        is_discipline_given = value.discipline ~= nil,
         weight = optional(path, value.weight, 1e-6, 1e6,
                           "weight of " .. where) or 1,
     }

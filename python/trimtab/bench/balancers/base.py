@@ -60,7 +60,7 @@ class Site:
                 address=a,
                 weight=w if weighted else 1,
                 slots=s.slots if slots else None,
-                discipline=s.discipline if discipline else "fifo",
+                discipline=s.discipline if discipline else None,
             )
             for a, w, s in zip(self.servers, self.weights(), self.scenario.servers, strict=True)
         )

@@ -180,5 +180,6 @@ def _toml(config: Config) -> list[str]:
             lines += ["[[upstream.peer]]", f'address = "{peer.address}"', f"weight = {peer.weight}"]
             if peer.slots is not None:
                 lines.append(f"slots = {peer.slots}")
-            lines.append(f'discipline = "{peer.discipline}"')
+            if peer.discipline is not None:
+                lines.append(f'discipline = "{peer.discipline}"')
     return lines
