@@ -10,6 +10,8 @@
 --         proxy_pass http://NAME;
 --         log_by_lua_block { require("resty.trimtab").log(NAME) } }
 --
+-- Where requests are never held (hold = "off") access is not needed.
+--
 -- init raises what is wrong with the configuration, so that nginx refuses to
 -- start or to reload. After that nothing raises: a hook that fails leaves the
 -- request to nginx's own balancer, and says so in the error log.
@@ -17,6 +19,7 @@
 -- Runs on nginx 1.22 with lua module 0.10.23 and lua-resty-core 0.1.25
 -- (Debian 12), and uses nothing that a current OpenResty lacks. Needs
 -- lua_code_cache on, which it is by default.
+local account = require("resty.trimtab.account")
 local base = require("resty.core.base")
 local board = require("resty.trimtab.board")
 local checks = require("resty.trimtab.checks")
@@ -36,6 +39,7 @@ local retries = require("resty.trimtab.retries")
 local rows = require("resty.trimtab.rows")
 local services = require("resty.trimtab.services")
 local settings_module = require("resty.trimtab.settings")
+local segment = require("resty.trimtab.segment")
 local stack = require("resty.trimtab.stack")
 local wake = require("resty.trimtab.wake")
 local weights = require("resty.trimtab.weights")
@@ -43,6 +47,7 @@ local weights = require("resty.trimtab.weights")
 local ERR = ngx.ERR
 local SERVICE_UNAVAILABLE = ngx.HTTP_SERVICE_UNAVAILABLE
 local WARN = ngx.WARN
+local admit = holding.admit
 local ceil = math.ceil
 local clock = libc.monotonic
 local error = error
@@ -53,6 +58,8 @@ local get_request = base.get_request
 local header = ngx.header
 local max = math.max
 local min = math.min
+local off = require("jit").off
+local opt = require("jit").opt
 local ngx_log = ngx.log
 local pcall = pcall
 local read_body = ngx.req.read_body
@@ -68,6 +75,8 @@ local MAINTENANCE_SECONDS = 0.4
 -- nobody knows more than half a minute ahead.
 local MIN_RETRY_SECONDS = 1
 local MAX_RETRY_SECONDS = 30
+-- A phase's trace has more constants than LuaJIT's default allows (500 words).
+local MAX_TRACE_CONSTANTS = 4000
 -- The same complaint is logged once in this time.
 local COMPLAINT_SECONDS = 10
 
@@ -77,6 +86,7 @@ local _M = { version = "0.1.0" }
 local registry, dict, generation
 -- Set by init_worker.
 local is_ready = false
+local is_checking = false
 local worker_count, last_refill
 
 local last_complaint = -COMPLAINT_SECONDS
@@ -92,32 +102,45 @@ local function complain(what, err)
 end
 
 
+-- has_no_body[true]: whether the request is of a kind that has none.
+local has_no_body = segment(function()
+    local method = get_method()
+    return method == "GET" or method == "HEAD"
+end)
+
+
 -- Reads the whole request body, so that response time counts from there and
 -- a slow upload holds no slot of a peer. Returns whether it is here.
 local function take_body()
-    local method = get_method()
-    if method ~= "GET" and method ~= "HEAD" then
-        -- Raises for HTTP/2 without a length; nginx reads that one later.
-        return (pcall(read_body))
+    if has_no_body[true] then
+        return true
     end
-    return true
+    -- Raises for HTTP/2 without a length; nginx reads that one later.
+    return (pcall(read_body))
 end
 
 
-local function arrive(name, has_body)
+-- enter[upstream]: a request arrives that nobody holds.
+local enter = segment(function(_, upstream)
+    local record = passes.enter(get_request(), upstream, clock())
+    if not registry.settings.balance then
+        record.is_counted = true
+        counters.class_in_flight(upstream.index, 1)
+    end
+    return true
+end)
+
+
+local function arrive(name)
     local upstream = registry.by_name[name]
     if not upstream then
         return complain("find an upstream in trimtab.json", name)
     end
-    local now = clock()
-    local record = passes.enter(get_request(), upstream, now)
-    if not registry.settings.balance then
-        record.is_counted = true
-        counters.class_in_flight(upstream.index, 1)
-    elseif has_body and upstream.hold ~= "off" then
-        return holding.admit(record, upstream, now)
+    if take_body() and upstream.hold ~= "off" and registry.settings.balance
+    then
+        return admit(upstream)
     end
-    return true
+    return enter[upstream]
 end
 
 
@@ -142,7 +165,10 @@ end
 
 
 local function leave(name)
-    passes.leave(get_request(), registry.by_name[name], clock())
+    if is_checking then
+        is_checking = account.check(get_request())
+    end
+    local _ = passes.leave[registry.by_name[name] or false]
 end
 
 
@@ -153,7 +179,7 @@ function _M.access(name)
         return
     end
     reserve()
-    local ok, is_admitted, more = pcall(arrive, name, take_body())
+    local ok, is_admitted, more = pcall(arrive, name)
     if not ok then
         complain("count a request's arrival", is_admitted)
     elseif is_admitted == nil then
@@ -190,6 +216,15 @@ function _M.log(name)
         complain("count a request's end", err)
     end
 end
+
+
+-- The few steps between segments are not worth a trace: see segment.lua.
+off(arrive)
+off(place)
+off(leave)
+off(_M.access)
+off(_M.balance)
+off(_M.log)
 
 
 -- Everything that the hook knows: see report.snapshot.
@@ -325,6 +360,9 @@ function _M.init_worker()
                 "balancer; set worker_shutdown_timeout")
         return
     end
+    opt.start("maxirconst=" .. MAX_TRACE_CONSTANTS)
+    account.open()
+    is_checking = true
     counters.open(registry.map, registry, row)
     picks.open(row)
     passes.open(registry, holding)

@@ -23,7 +23,8 @@ local remove = table.remove
 
 -- Stateful modules, of which each worker has its own.
 local MODULES = {
-    "claims", "counters", "dispatch", "ejection", "holding", "limits",
+    "account", "claims", "counters", "dispatch", "ejection", "holding",
+    "limits",
     "names", "passes", "picks", "registry", "report", "requests", "room",
     "rows", "rule", "services", "tries", "variables", "wake", "weights",
 }
@@ -176,6 +177,8 @@ local variables = {
     text = function() end,
     has_text = function() return not current.is_aborted end,
 }
+function variables.whole_number()
+end
 function variables.last_number(_, name)
     if name == "upstream_status" then
         return current.status
@@ -312,7 +315,7 @@ local function request(worker, class, by_address, number, totals)
     local function finish()
         is_over = true
         current = me
-        worker.passes.leave(me.pointer, upstream, now)
+        local _ = worker.passes.leave[upstream]
         if me.flag then
             me.flag[0] = 1
         end
@@ -390,8 +393,7 @@ local function request(worker, class, by_address, number, totals)
     end
 
     co = coroutine.create(function()
-        local record = worker.passes.enter(me.pointer, upstream, now)
-        local is_admitted, more = worker.holding.admit(record, upstream, now)
+        local is_admitted, more = worker.holding.admit(upstream)
         if is_admitted == nil then
             error(more, 0)
         end

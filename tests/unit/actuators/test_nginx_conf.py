@@ -60,6 +60,18 @@ def test_with_another_balancer_the_hook_only_counts(balancer: str, tmp_path: Pat
     assert len(found(parsed(files["nginx.conf"], tmp_path), "log_by_lua_block")) == 2
 
 
+def test_who_is_never_held_has_no_access_hook(tmp_path: Path) -> None:
+    """With hold = "off" the balancer phase is where a request is first seen; one whose server
+    nginx itself picks is counted on arrival."""
+    reads, writes = CONFIG.upstreams
+    config = replace(CONFIG, upstreams=(replace(reads, hold="off"), writes))
+    for balancer, hooks in (("trimtab", 1), ("least_conn", 2)):
+        files = render(config, PREFIX, machine=MACHINE, balancer=balancer)
+        tree = parsed(files["nginx.conf"], tmp_path)
+        assert len(found(tree, "access_by_lua_block")) == hooks
+        assert len(found(tree, "log_by_lua_block")) == 2
+
+
 @pytest.mark.parametrize(
     ("balancer", "directive", "arguments"),
     [("least_conn", "least_conn", []), ("random_two", "random", ["two", "least_conn"])],

@@ -10,6 +10,7 @@ local picks = require("resty.trimtab.picks")
 local requests = require("resty.trimtab.requests")
 local retries = require("resty.trimtab.retries")
 local rule = require("resty.trimtab.rule")
+local segment = require("resty.trimtab.segment")
 local weights = require("resty.trimtab.weights")
 
 local began = ejection.began
@@ -19,6 +20,8 @@ local end_try = passes.end_try
 local enter = passes.enter
 local find = requests.find
 local floor = math.floor
+local follow = weights.follow
+local gather = counters.gather
 local get_last_failure = ngx_balancer.get_last_failure
 local get_request = base.get_request
 local key_of = requests.key
@@ -36,6 +39,7 @@ local set_timeouts = ngx_balancer.set_timeouts
 local release = passes.release
 local sample = picks.sample
 local tonumber = tonumber
+local touch = counters.touch
 
 local SUCCESS, FAILURE = passes.SUCCESS, passes.FAILURE
 
@@ -76,37 +80,30 @@ end
 _M.uniform = uniform
 
 
-local function pick(upstream, mask)
-    -- No tail call, which would return past this function.
+-- The upstream to pick for.
+local picking
+
+-- pick[mask]: the peer of least score among those that are not masked. A
+-- segment of its own, so that no trace goes from the loop in there to deeper
+-- calls: see rule.pick.
+local pick = segment(function(_, mask)
+    local upstream = picking
     local p = rule.pick(upstream.count, upstream.server, upstream.weight,
                         upstream.affinity, mask, upstream.service, in_flight,
                         work, map.rate, map.error, registry.slots,
                         registry.sharing, uniform(), scores)
     return p
-end
-
--- See rule.pick.
-off(pick)
+end)
 
 
--- The peer for the next try, from 0, or -1 when all are drained.
-local function choose(upstream, record)
-    local count = upstream.count
-    counters.gather(count, upstream.server, in_flight, work)
-    if record.tries > 0 then
-        for p = 0, count - 1 do
-            skip[p] = upstream.skip[p]
-        end
-        for t = 1, record.tries do
-            skip[record.tried[t]] = 1
-        end
-        local p = pick(upstream, skip)
-        if p >= 0 then
-            return p
-        end
-        -- All were tried: again the best of all.
+-- Which peers have been tried, or must not be.
+local function mask_tried(upstream, record)
+    for p = 0, upstream.count - 1 do
+        skip[p] = upstream.skip[p]
     end
-    return pick(upstream, upstream.skip)
+    for t = 1, record.tries do
+        skip[record.tried[t]] = 1
+    end
 end
 
 
@@ -205,34 +202,58 @@ local function place_bound(record, upstream)
 end
 
 
--- Picks a peer and tells nginx. Leaves the pick to nginx's own balancer for
--- the rest of the pass when it cannot. Returns true, or nil and an error.
-function _M.place(upstream)
-    if not upstream.can_pick then
-        return true
-    end
+-- The try that is being placed: its record, when, the peer that it is to try
+-- (nil: the rule picks), and what went wrong.
+local placing, placing_now, tried, failure
+
+-- What prepare returns.
+local PLACED, TO_PICK, TO_PICK_AGAIN = 0, 1, 2
+
+
+-- prepare[upstream]: all that is before the pick.
+local prepare = segment(function(_, upstream)
     local now = clock()
     local record = current_record(upstream, now)
-    if record.is_fallback then
-        return true
+    placing, placing_now, tried = record, now, nil
+    if record.is_fallback or not upstream.can_pick then
+        return PLACED
     end
     if record.is_bound then
-        return place_bound(record, upstream)
+        local _
+        _, failure = place_bound(record, upstream)
+        return PLACED
     end
-    weights.follow(registry, dict, now)
-    counters.touch(now)
-    local tried = record.tries == 0 and probe(upstream, now)
-    local p = tried or choose(upstream, record)
+    follow(registry, dict, now)
+    touch(now)
+    if record.tries == 0 then
+        tried = probe(upstream, now)
+        if tried then
+            return PLACED
+        end
+        gather(upstream.count, upstream.server, in_flight, work)
+        return TO_PICK
+    end
+    gather(upstream.count, upstream.server, in_flight, work)
+    mask_tried(upstream, record)
+    return TO_PICK_AGAIN
+end)
+
+
+-- commit[p]: sends the request to peer p, and counts it there.
+local commit = segment(function(_, p)
+    local record, now = placing, placing_now
+    local upstream = record.upstream
     if p < 0 then
         -- nginx's own balancer knows no drain, but an answer is better than
         -- none.
         record.is_fallback = true
-        return true
+        return
     end
     local ok, err = set_current_peer(upstream.addresses[p + 1])
     if not ok then
         record.is_fallback = true
-        return nil, upstream.addresses[p + 1] .. ": " .. err
+        failure = upstream.addresses[p + 1] .. ": " .. err
+        return
     end
     begin_try(record, p, not tried and scores, now)
     if tried then
@@ -240,8 +261,36 @@ function _M.place(upstream)
     end
     bound_tries(record, upstream)
     record.entries = record.entries + 1
+end)
+
+
+-- Picks a peer and tells nginx. Leaves the pick to nginx's own balancer for
+-- the rest of the pass when it cannot. Returns true, or nil and an error.
+function _M.place(upstream)
+    failure = nil
+    local step = prepare[upstream]
+    local p = tried
+    picking = upstream
+    if step == TO_PICK then
+        p = pick[upstream.skip]
+    elseif step == TO_PICK_AGAIN then
+        p = pick[skip]
+        if p < 0 then
+            -- All were tried: again the best of all.
+            p = pick[upstream.skip]
+        end
+    end
+    if p then
+        local _ = commit[p]
+    end
+    if failure then
+        return nil, failure
+    end
     return true
 end
+
+-- See rule.pick and segment.lua.
+off(_M.place)
 
 
 return _M

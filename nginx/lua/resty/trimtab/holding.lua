@@ -8,14 +8,17 @@
 -- Bounds. A room holds at most max_waiting requests of a class over all
 -- workers, each for at most max_wait_seconds; what is beyond, or would be by
 -- the pace at which its class is served, is refused with 503 and Retry-After.
+local base = require("resty.core.base")
 local claims = require("resty.trimtab.claims")
 local counters = require("resty.trimtab.counters")
 local dispatch = require("resty.trimtab.dispatch")
 local ejection = require("resty.trimtab.ejection")
 local libc = require("resty.trimtab.libc")
 local new = require("ffi").new
+local passes = require("resty.trimtab.passes")
 local room_module = require("resty.trimtab.room")
 local rule = require("resty.trimtab.rule")
+local segment = require("resty.trimtab.segment")
 local semaphores = require("ngx.semaphore")
 local stack = require("resty.trimtab.stack")
 local wake = require("resty.trimtab.wake")
@@ -25,8 +28,10 @@ local PATIENCE_SERVICES = room_module.PATIENCE_SERVICES
 local begin_try = dispatch.begin_try
 local clock = libc.monotonic
 local drain_room = room_module.drain
+local enter = passes.enter
 local follow = weights.follow
 local gather = counters.gather
+local get_request = base.get_request
 local in_flight_at = counters.in_flight_at
 local is_alone = claims.is_alone
 local max = math.max
@@ -300,14 +305,21 @@ local function hold(record, upstream, now)
 end
 
 
--- Binds a request to a peer, now or when one has room; to be called in the
--- access phase, which it may leave for as long as the request waits. Returns
--- true; false and the expected wait in seconds where it is to be refused; nil
--- and an error, after which the balancer phase picks.
-function _M.admit(record, upstream, now)
+-- The request that is being admitted, when it came, and its class.
+local admitted, admitted_at
+
+-- What begin returns.
+local DONE, TO_PICK, TO_WAIT = 0, 1, 2
+
+
+-- begin[upstream]: all that is before the pick.
+local begin = segment(function(_, upstream)
+    local now = clock()
+    local record = enter(get_request(), upstream, now)
+    admitted, admitted_at = record, now
     follow(registry, dict, now)
     if not upstream.is_holding then
-        return true
+        return DONE
     end
     touch(now)
     local tried = probe(upstream, now)
@@ -315,30 +327,59 @@ function _M.admit(record, upstream, now)
         begin_try(record, tried, nil, now)
         mark_probe(record)
         record.is_bound = true
-        return true
+        return DONE
     end
     if room.waiting == 0 and not others_wait() then
-        local servers, in_flight = upstream.server, view.in_flight
-        gather(upstream.count, servers, in_flight, view.work)
-        local p = pick(upstream.count, servers, upstream.weight,
-                       upstream.affinity, upstream.skip, upstream.service,
-                       in_flight, view.work, map.rate, map.error,
-                       registry.slots, registry.sharing, uniform(),
-                   view.scores)
-        if p < 0 then
-            return true
-        end
-        local i = servers[p]
-        if in_flight[i] < registry.limit[i] then
-            begin_try(record, p, view.scores, now)
-            record.is_bound = true
-            return true
-        end
+        gather(upstream.count, upstream.server, view.in_flight, view.work)
+        return TO_PICK
     end
-    return hold(record, upstream, now)
+    return TO_WAIT
+end)
+
+
+-- picked[upstream]: the peer of least score. See dispatch.lua.
+local picked = segment(function(_, upstream)
+    local p = pick(upstream.count, upstream.server, upstream.weight,
+                   upstream.affinity, upstream.skip, upstream.service,
+                   view.in_flight, view.work, map.rate, map.error,
+                   registry.slots, registry.sharing, uniform(), view.scores)
+    return p
+end)
+
+
+-- settle[p]: binds the request to peer p, if that has room or there is none.
+local settle = segment(function(_, p)
+    if p < 0 then
+        return DONE
+    end
+    local record = admitted
+    local i = record.upstream.server[p]
+    if view.in_flight[i] < registry.limit[i] then
+        begin_try(record, p, view.scores, admitted_at)
+        record.is_bound = true
+        return DONE
+    end
+    return TO_WAIT
+end)
+
+
+-- Begins the pass of a request at an upstream, and binds it to a peer, now or
+-- when one has room; to be called in the access phase, which it may leave for
+-- as long as the request waits. Returns true; false and the expected wait in
+-- seconds where it is to be refused; nil and an error, after which the
+-- balancer phase picks.
+function _M.admit(upstream)
+    local step = begin[upstream]
+    if step == TO_PICK then
+        step = settle[picked[upstream]]
+    end
+    if step == TO_WAIT then
+        return hold(admitted, upstream, admitted_at)
+    end
+    return true
 end
 
--- See rule.pick.
+-- See rule.pick and segment.lua.
 off(claim)
 off(_M.admit)
 

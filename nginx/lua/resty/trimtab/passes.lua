@@ -5,10 +5,13 @@
 -- where internal redirects (error_page, X-Accel-Redirect) lead it on. A *try*
 -- is one peer in a pass. Where another pass begins the one before is counted
 -- as a request of its class, and its try ends.
+local account = require("resty.trimtab.account")
+local base = require("resty.core.base")
 local counters = require("resty.trimtab.counters")
 local ejection = require("resty.trimtab.ejection")
 local libc = require("resty.trimtab.libc")
 local requests = require("resty.trimtab.requests")
+local segment = require("resty.trimtab.segment")
 local services = require("resty.trimtab.services")
 local tries_module = require("resty.trimtab.tries")
 local variables = require("resty.trimtab.variables")
@@ -18,11 +21,13 @@ local ended = ejection.ended
 local find = requests.find
 local get_method = ngx.req.get_method
 local get_record = requests.get
+local get_request = base.get_request
 local has_text = variables.has_text
 local can_retry = ejection.can_retry
 local key_of = requests.key
-local last_number = variables.last_number
+local last_of = account.last
 local text = variables.text
+local whole_number = variables.whole_number
 
 -- nginx's clock has milliseconds and stands still within an iteration of its
 -- event loop: our own time of a try is believed up to this much beyond it.
@@ -93,23 +98,34 @@ local function begin_pass(record, upstream, now)
 end
 
 
--- Whether the peer ended its answer before its announced length, which nginx
--- logs but does not say in the status, as that was already sent.
-local function is_cut(request, status)
-    if status ~= 200 and status ~= 206 then
-        return false
+-- The outcome of an answer without a server error. `length` is what nginx has
+-- taken of its body (-1: nobody knows).
+--
+-- A peer that ends its answer before the announced length has failed; nginx
+-- logs that, but does not say so in the status, as that was already sent.
+local function outcome_of_answer(request, status, length)
+    local announced = -1
+    if (status == 200 or status == 206) and length >= 0 then
+        announced = whole_number(request, "upstream_http_content_length")
+                    or -1
+        if announced >= 0 and length >= announced then
+            -- All of it is here, wherever the client is.
+            return SUCCESS
+        end
     end
-    local announced = last_number(request, "upstream_http_content_length")
-    if not announced then
-        return false
+    if not has_text(request, "request_completion") then
+        -- The client went away.
+        return NEITHER
     end
-    local taken = last_number(request, "upstream_response_length")
-    return taken ~= nil and taken < announced and get_method() ~= "HEAD"
+    if announced > length and get_method() ~= "HEAD" then
+        return FAILURE
+    end
+    return SUCCESS
 end
 
 
 -- The outcome of a try that ended with this status (less than 100: none).
-local function outcome_of(request, status, is_final)
+local function outcome_of(request, status, length, is_final)
     if status >= 500 then
         return FAILURE
     end
@@ -117,41 +133,33 @@ local function outcome_of(request, status, is_final)
         return NEITHER
     end
     if is_final then
-        if not has_text(request, "request_completion") then
-            -- The client went away.
-            return NEITHER
-        end
-        if is_cut(request, status) then
-            return FAILURE
-        end
+        return outcome_of_answer(request, status, length)
     end
     return SUCCESS
 end
 
 
-local function count_request(request, q, status, seconds, upstream)
-    local received = last_number(request, "upstream_bytes_received")
+local function count_request(request, q, status, seconds, received,
+                             upstream)
     counters.request(q, status, seconds,
-                     last_number(request, "request_length") or 0,
-                     received and received > 0 and received or 0,
-                     upstream.deadline)
+                     whole_number(request, "request_length") or 0,
+                     received > 0 and received or 0, upstream.deadline)
 end
 
 
 -- The pass ends with the try that we placed.
 local function end_placed(record, request, now, is_final)
-    local status = last_number(request, "upstream_status")
+    local status, coarse, length, received = last_of(request)
     if not status then
         -- Not the request that made this record.
         return release(record)
     end
-    local outcome = outcome_of(request, status, is_final)
+    local outcome = outcome_of(request, status, length, is_final)
     if status < 100 then
         status = ngx.status
     end
     local seconds = now - record.began
-    local coarse = last_number(request, "upstream_response_time")
-    if coarse and coarse >= 0 and seconds > coarse + CLOCK_SLACK_SECONDS then
+    if coarse >= 0 and seconds > coarse + CLOCK_SLACK_SECONDS then
         -- A slow client: the peer was done earlier.
         seconds = coarse
     end
@@ -171,7 +179,8 @@ local function end_placed(record, request, now, is_final)
         end
     end
     count_request(request, q, status,
-                  record.began - record.arrival + seconds, record.upstream)
+                  record.began - record.arrival + seconds, received,
+                  record.upstream)
 end
 
 
@@ -213,7 +222,9 @@ local function end_unplaced(upstream, request, arrival, skipped, now)
             end
         end
         local status = last.status >= 100 and last.status or ngx.status
-        count_request(request, last_pair, status, seconds, upstream)
+        local _, _, _, received = last_of(request)
+        count_request(request, last_pair, status, seconds, received or 0,
+                      upstream)
     end
     return #tries
 end
@@ -255,9 +266,10 @@ function _M.enter(request, upstream, now)
 end
 
 
--- The request ends. Where it has no record, its tries at `upstream` (or nil)
--- are counted by nginx's account.
-function _M.leave(request, upstream, now)
+-- leave[upstream]: the request of the present phase ends. Where it has no
+-- record, its tries at `upstream` (or false) are counted by nginx's account.
+_M.leave = segment(function(_, upstream)
+    local request, now = get_request(), clock()
     local record = get_record(key_of(request))
     if record then
         end_pass(record, request, now, true)
@@ -266,7 +278,7 @@ function _M.leave(request, upstream, now)
     if upstream then
         end_unplaced(upstream, request, nil, 0, now)
     end
-end
+end)
 
 
 _M.abandon = abandon

@@ -151,8 +151,9 @@ _M.pick = pick
 -- LuaJIT before August 2023 (Debian 12 has that of January) may overwrite a
 -- live register where a side trace needs more stack than its parent. A trace
 -- of the loop above has all registers in use, so nothing that it leads to may
--- need more: the loop calls nothing, and what calls pick() is kept out of
--- traces by jit.off, as returning there would go on in a side trace.
+-- need more: the loop calls nothing, and what calls pick() either is kept out
+-- of traces by jit.off, as returning there would go on in a side trace, or is
+-- a segment of its own (segment.lua), with whose end every trace ends.
 
 
 -- Carries D and T of server i forward to `now`, with `n` in flight since the

@@ -11,6 +11,8 @@ local ffi = require("ffi")
 local C = ffi.C
 local FFI_OK = base.FFI_OK
 local ffi_string = ffi.string
+local max = math.max
+local min = math.min
 local new = ffi.new
 local tonumber = tonumber
 
@@ -46,7 +48,7 @@ end
 
 -- The last number in a list as "0.004, 0.001 : 0.012", or the only one.
 -- Returns nil where there is no variable, and -1 where its last entry is "-".
-function _M.last_number(request, name)
+local function last_number(request, name)
     if not get(request, name) then
         return nil
     end
@@ -69,6 +71,46 @@ function _M.last_number(request, name)
         return -1
     end
     return number / fraction
+end
+
+_M.last_number = last_number
+
+
+-- The same of a variable that is one whole number, nil where there is none.
+-- A loop would end the trace of the phase that asks; most numbers are short.
+function _M.whole_number(request, name)
+    if not get(request, name) then
+        return nil
+    end
+    local text, length = value[0], tonumber(value_length[0])
+    if length > 0 and length < 7 then
+        local a, b, c, d, e, f = text[0] - 48, 0, 0, 0, 0, 0
+        local number = a
+        if length > 1 then
+            b = text[1] - 48
+            number = number * 10 + b
+        end
+        if length > 2 then
+            c = text[2] - 48
+            number = number * 10 + c
+        end
+        if length > 3 then
+            d = text[3] - 48
+            number = number * 10 + d
+        end
+        if length > 4 then
+            e = text[4] - 48
+            number = number * 10 + e
+        end
+        if length > 5 then
+            f = text[5] - 48
+            number = number * 10 + f
+        end
+        if min(a, b, c, d, e, f) >= 0 and max(a, b, c, d, e, f) <= 9 then
+            return number
+        end
+    end
+    return last_number(request, name)
 end
 
 
