@@ -270,11 +270,15 @@ class Stock:
             return f"{path} has been removed again"
         if not reloaded:
             return f"the old {path} is back; nginx was not reloaded"
+        token = token_of(old)
         try:
             self._service.reload()
-            if token := token_of(old):
+            if token:
                 self._service.wait(token)
         except TrimtabError as error:
+            # Whoever may not reload has not done so before either.
+            if token and self._service.served() == token:
+                return f"the old {path} is back, and nginx serves it as before"
             _log.warning("after restoring %s: %s", path, error)
             return f"the old {path} is back, but nginx did not take it: see the log"
         return f"the old {path} is back and in force"

@@ -330,6 +330,7 @@ def test_without_the_right_to_signal_the_remedies_are_told(
     assert "NOPASSWD: " in told
     assert 'reload_command = ["sudo", "-n", ' in told
     assert 'reload = "external"' in told
+    assert told.endswith("is back, and nginx serves it as before")
     assert running.text == before
 
 
