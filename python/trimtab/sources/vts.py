@@ -5,7 +5,6 @@ What the numbers mean over time (resets, removed servers, retries) is not judged
 """
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -20,6 +19,8 @@ _NUMBERS: Final = (
     "requestCounter", "inBytes", "outBytes", "requestMsecCounter", "requestMsec",
     "responseMsecCounter", "responseMsec", "weight", "maxFails", "failTimeout", "inFlight",
 )  # fmt: skip
+# The module counts in 64 bits; what is more would overflow somewhere.
+_TOO_MUCH: Final = 2**64
 _FLAGS: Final = ("backup", "down")
 
 
@@ -146,8 +147,8 @@ def _buckets(buckets: Any, where: str) -> Buckets | None:
 
 def _number(value: Any, where: str) -> int | float:
     fine = isinstance(value, int | float) and not isinstance(value, bool)
-    if not (fine and math.isfinite(value) and value >= 0):
-        raise SourceError(f"{where} is {value!r:.40}, not a number of 0 or more")
+    if not (fine and 0 <= value < _TOO_MUCH):
+        raise SourceError(f"{where} is {value!r:.40}, not a number from 0 to 2^64")
     number: int | float = value
     return number
 

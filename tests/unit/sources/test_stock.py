@@ -1,6 +1,8 @@
 """Snapshots of stock mode, over recorded answers of two versions of nginx-module-vts."""
 
 import json
+import math
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -171,6 +173,63 @@ def test_windows_between_any_two_readings_are_sane(version: str) -> None:
                     counted = row["responseBuckets"]["counters"]
                     most = max(row["requestCounter"], counted[-1] if counted else 0)
                     assert sum(pair.buckets) <= most, told
+
+
+VALUES = [None, True, -1, 0, 0.5, 2**63, 1e308, 10**30, "x", "", [], {}, [1], {"a": 1}]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_whatever_a_page_says_is_sane_or_refused(seed: int) -> None:
+    """Captures with values replaced, left out or cut off anywhere: each reading is a snapshot or a
+    SourceError, and a window has nothing negative and figures of buckets that are numbers."""
+    chosen = random.Random(seed)
+    bodies = [p.read_bytes() for p in sorted(CAPTURES.glob("*.json")) if p.stem not in LACKING]
+    refused = taken = 0
+    for _ in range(60):
+        clock = [0.0]
+        source = Vts(configuration("http://127.0.0.1:9/"), lambda clock=clock: clock[0])
+        (nginx,) = source._nginxes
+        meter = Meter()
+        for _ in range(3):
+            clock[0] += 1.0
+            try:
+                page = mutated(chosen.choice(bodies), chosen)
+                snapshot = source.snapshot(nginx, parse_status(page))
+            except SourceError:
+                refused += 1
+                continue
+            window = meter.take(snapshot) if snapshot else None
+            if window is None:
+                continue
+            taken += 1
+            for peers in window.pairs.values():
+                for pair in peers.values():
+                    whole = (*pair.responses, *pair.buckets, pair.in_bytes, pair.out_bytes)
+                    assert min(pair.requests, pair.response_time_seconds, *whole) >= 0
+                    for figure in (std_seconds(pair), percentile_seconds(pair, 0.99)):
+                        assert figure is None or 0 <= figure < math.inf
+    assert refused > 10
+    assert taken > 10
+
+
+def mutated(body: bytes, chosen: random.Random) -> bytes:
+    """A page with one or two values changed or left out, or cut off."""
+    data = json.loads(body)
+    for _ in range(chosen.randint(1, 2)):
+        at: list[tuple[dict | list, str | int]] = []
+        waiting = [data]
+        while waiting:
+            one = waiting.pop()
+            keys = one.keys() if isinstance(one, dict) else range(len(one))
+            at += [(one, key) for key in keys]
+            waiting += [one[key] for key in keys if isinstance(one[key], dict | list)]
+        where, key = chosen.choice(at)
+        if chosen.random() < 0.8:
+            where[key] = chosen.choice(VALUES)
+        else:
+            del where[key]
+    text = json.dumps(data).encode()
+    return text[: chosen.randrange(len(text))] if chosen.random() < 0.1 else text
 
 
 def test_reloads_mark_their_window(page: Replay) -> None:

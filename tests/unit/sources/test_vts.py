@@ -82,6 +82,8 @@ def test_the_hooks_keys_are_read() -> None:
             b'{"connections": {}, "upstreamZones": {"g": [{"server": "s", "inBytes": -1}]}}',
             "group 'g', server 's': inBytes is -1",
         ),
+        (b'{"connections": {"active": 1e400}}', "connections 'active' is inf"),
+        (b'{"connections": {"active": 1' + b"0" * 400 + b"}}", "not a number from 0 to 2.64"),
         (
             b'{"connections": {}, "upstreamZones": {"g": [{"server": "s", "inBytes": NaN}]}}',
             "NaN is not JSON",
