@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from trimtab.crowded import serving
 from trimtab.discipline import SHARING, Discipline, Disciplines
-from trimtab.fits import Slots, slots, two_way
+from trimtab.fits import Slots, least_slots, slots, two_way
 from trimtab.model import CONCURRENCY_LEVELS, PairCounters, Window
 from trimtab.queued import QueuedWork
 from trimtab.window import class_total, mean_seconds, std_seconds
@@ -79,7 +79,7 @@ class Estimates:
     rates: r_i by address, geometric mean 1 among peers that share classes.
     affinity: a_ij by upstream and address.
     evidence: remembered requests behind a_ij, likewise.
-    slots, disciplines: by address.
+    slots, disciplines: by address. least_slots: likewise, where slots are not sure.
     arrivals_per_second: by upstream.
     burstiness: by upstream the index of dispersion of requests a window: variance over mean, 1 for
     Poisson arrivals, more in bursts.
@@ -92,6 +92,7 @@ class Estimates:
     affinity: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     evidence: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     slots: Mapping[str, Slots] = field(default_factory=dict)
+    least_slots: Mapping[str, int] = field(default_factory=dict)
     disciplines: Mapping[str, Discipline] = field(default_factory=dict)
     arrivals_per_second: Mapping[str, float] = field(default_factory=dict)
     burstiness: Mapping[str, float] = field(default_factory=dict)
@@ -406,6 +407,11 @@ class Estimator:
                 for n in names
             },
             slots=dict(self._slots),
+            least_slots={
+                a: least_slots(self._done[a].tolist(), self._time[a].tolist())
+                for a in self._done
+                if not ((k := self._slots.get(a)) and k.sure)
+            },
             disciplines=self._disciplines.found(),
             arrivals_per_second=arrivals,
             burstiness={

@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 
 from trimtab.model import CONCURRENCY_LEVELS
 
-__all__ = ["Slots", "slots", "two_way"]
+__all__ = ["Slots", "least_slots", "slots", "two_way"]
 
 Floats = NDArray[np.float64]
 
@@ -165,26 +165,38 @@ def slots(
     knows the slots seldom goes beyond them, and so sees less of them than one that does not.
     """
     known = known if known and known.sure else None
-    if len(completions) != CONCURRENCY_LEVELS or len(seconds) != CONCURRENCY_LEVELS:
+    seen = _interval(completions, seconds)
+    if seen is None:
         return known
+    value, low, high, is_open = seen
+    found = None if is_open else Slots(value=value, low=low, high=high)
+    sure = found is not None and found.sure
+    if known and not sure and low <= known.value and (is_open or known.value <= high):
+        return known
+    return found
+
+
+def least_slots(completions: Sequence[float], seconds: Sequence[float]) -> int:
+    """The slots that a server has at least, by the same likelihood; 1 when it does not tell."""
+    seen = _interval(completions, seconds)
+    return seen[1] if seen else 1
+
+
+def _interval(
+    completions: Sequence[float], seconds: Sequence[float]
+) -> tuple[int, int, int, bool] | None:
+    """The likeliest slots, the interval, and whether it reaches the largest concurrency seen."""
+    if len(completions) != CONCURRENCY_LEVELS or len(seconds) != CONCURRENCY_LEVELS:
+        return None
     done = np.asarray(completions[:-1], dtype=float)
     time = np.asarray(seconds[:-1], dtype=float)
     total = float(done.sum())
     if total < SLOTS_LEAST_COMPLETIONS or not time.sum() > 0:
-        return known
+        return None
     n = np.arange(1, CONCURRENCY_LEVELS)
     served = np.minimum(n[None, :], n[:, None])  # [k - 1, n - 1]
     likelihood = np.log(served) @ done - total * np.log(served @ time)
     near = np.flatnonzero(likelihood >= likelihood.max() - SLOTS_LOG_LIKELIHOOD)
     seen = int(np.flatnonzero(done > 0)[-1]) + 1
     low, high = int(near[0]) + 1, int(near[-1]) + 1
-    is_open = high >= seen
-    found = None if is_open else Slots(value=int(likelihood.argmax()) + 1, low=low, high=high)
-    if (
-        known
-        and not (found and found.sure)
-        and low <= known.value
-        and (is_open or known.value <= high)
-    ):
-        return known
-    return found
+    return int(likelihood.argmax()) + 1, low, high, high >= seen

@@ -33,6 +33,10 @@ _log: Final = logging.getLogger(__name__)
 OUTSIDE_OF: Final = 10
 OUTSIDE_LEAST: Final = 8
 
+# Beyond it slots cannot be counted up to with certainty, and a guess that is too low would hold
+# requests back for good.
+MOST_GUESSED_SLOTS: Final = 24
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
@@ -56,18 +60,18 @@ def proposal(
     is neutral), the rest from the estimates. Slots and sharing only where they are sure."""
     chosen = next((p for p in profiles if p.name == profile), PROFILES[NEUTRAL])
     upstreams: dict[str, UpstreamWeights] = {}
+    slots = _slots(config, estimates)
     for upstream in config.upstreams:
         affinity = estimates.affinity.get(upstream.name, {})
         addresses = [p.address for p in upstream.peers]
         weights = profile_weights(chosen, addresses, estimates.rates, affinity, upstream.name)
         peers: dict[str, PeerWeight] = {}
         for address in addresses:
-            slots = estimates.slots.get(address)
             peers[address] = PeerWeight(
                 weight=weights[address],
                 affinity=affinity.get(address, 1.0),
                 rate=estimates.rates.get(address, 1.0),
-                slots=float(slots.value) if slots and slots.sure else None,
+                slots=slots.get(address),
                 sharing=shares(estimates, address),
             )
         upstreams[upstream.name] = UpstreamWeights(
@@ -76,6 +80,29 @@ def proposal(
             service_time_seconds=estimates.service_time_seconds.get(upstream.name),
         )
     return Weights(upstreams=upstreams)
+
+
+def _slots(config: Config, estimates: Estimates) -> dict[str, float]:
+    """Slots by address: the sure ones, and where some are, a guess at the others.
+
+    A server of unknown slots looks full to the rule as soon as it has a request. Beside others
+    whose slots are known it would get so few that they never were: it is taken to be like those,
+    or to have as many as it has shown at least, so that it is used beyond what is sure and shows
+    more.
+    """
+    sure = {a: float(k.value) for a, k in estimates.slots.items() if k.sure}
+    found = dict(sure)
+    for upstream in config.upstreams:
+        known = [p.slots or sure.get(p.address) for p in upstream.peers]
+        alike = sorted(k for k in known if k)
+        if not alike or len(alike) == len(known):
+            continue
+        middle = alike[len(alike) // 2]
+        for peer in upstream.peers:
+            guess = max(middle, estimates.least_slots.get(peer.address, 1))
+            if guess <= MOST_GUESSED_SLOTS:
+                found.setdefault(peer.address, float(guess))
+    return found
 
 
 class Neutral:

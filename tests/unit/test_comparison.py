@@ -73,13 +73,11 @@ def test_a_poisoned_file_praises_the_inverse(compared: Comparison) -> None:
     assert enemy.table["overall"] == [["twin", 8, 3.0, 0.01]]
 
 
-@pytest.mark.parametrize(
-    "arguments", [["learning"], ["--twin"], ["learning", "--twin", "--duration", "1"]]
-)
+@pytest.mark.parametrize("arguments", [["--twin"], ["learning", "--twin", "--duration", "1"]])
 def test_wrong_arguments_are_refused_before_anything_runs(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """learning and --twin go together, and a run has a minute at least."""
+    """--twin is of learning, and a run there has a minute at least."""
     assert main(["bench", *arguments, "--output", str(tmp_path / "out")]) == 2
     assert capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -54,9 +54,28 @@ def test_proposal_holds_every_pair_and_the_estimates() -> None:
     assert a.peers["s1:1"].rate == b.peers["s1:1"].rate == 0.5
     assert (a.peers["s1:1"].affinity, b.peers["s1:1"].affinity) == (2.0, 1.0)
     assert a.peers["s1:1"].slots == 4.0
-    assert a.peers["s2:1"].slots is None
+    assert a.peers["s2:1"].slots == 4.0  # not sure: as the other
     assert a.peers["s3:1"].weight == 1.0
     assert weights.generation == 0
+
+
+def test_unknown_slots_are_guessed_beside_known_ones() -> None:
+    """A server whose slots are not sure is taken to be like the others, or to have as many as it
+    has shown; where none are known, or it has shown more than can be counted, nothing is said."""
+    config = configuration({"a": ""}, {"s1:1": None, "s2:1": None, "s3:1": 3})
+
+    def slots(of: Estimates) -> list[float | None]:
+        peers = proposal(config, of, {}, "neutral").upstreams["a"].peers
+        return [peers[a].slots for a in ("s1:1", "s2:1")]
+
+    sure = {"s1:1": Slots(value=6, low=6, high=6)}
+    assert slots(Estimates()) == [3.0, 3.0]
+    assert slots(Estimates(slots=sure)) == [6.0, 6.0]
+    assert slots(Estimates(slots=sure, least_slots={"s2:1": 9})) == [6.0, 9.0]
+    assert slots(Estimates(slots=sure, least_slots={"s2:1": 25})) == [6.0, None]
+    nobody = configuration({"a": ""}, {"s1:1": None, "s2:1": None})
+    weights = proposal(nobody, Estimates(least_slots={"s1:1": 9}), {}, "neutral")
+    assert {p.slots for p in weights.upstreams["a"].peers.values()} == {None}
 
 
 def test_profiles_make_the_weights() -> None:

@@ -60,11 +60,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.epilog = EPILOG
     parser.add_argument(
-        "what", nargs="?", choices=("compare", "cost", "learning", "reloads", "scale"),
+        "what", nargs="?", choices=("compare", "cost", "estimates", "learning", "reloads", "scale"),
         default="compare",
         help="compare balancers (default), measure what a request costs them in processor time, "
-        "compare what is learned (with --twin), what reloads cost in stock mode, or what many "
-        "nginx cost one policy server (scale)",
+        "compare what is learned, how far estimates are from simulated truth, what "
+        "reloads cost in stock mode, or what many nginx cost one policy server (scale)",
     )  # fmt: skip
     parser.add_argument(
         "--scenario", nargs="+", metavar="NAME", help="run these, or all (default: a short set)"
@@ -76,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seeds",
         type=int,
         metavar="N",
-        help="1 to N; rounds of cost, reloads (default 3, learning 5)",
+        help="1 to N; rounds of cost, reloads (default 3, learning and estimates 5)",
     )
     parser.add_argument(
         "--workers", type=int, default=1, metavar="N",
@@ -124,12 +124,16 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.list:
         _list()
         return 0
-    if arguments.twin != (arguments.what == "learning"):
-        raise ConfigError("learning is compared in the twin: trimtab bench learning --twin")
+    if arguments.twin and arguments.what != "learning":
+        raise ConfigError("--twin goes with learning: trimtab bench learning --twin")
     if arguments.what == "learning":
         from trimtab.cli import bench_learning
 
-        return bench_learning.run(arguments)
+        return bench_learning.run(arguments) if arguments.twin else _learning(arguments)
+    if arguments.what == "estimates":
+        from trimtab.cli import bench_estimates
+
+        return bench_estimates.run(arguments)
     if arguments.what == "cost":
         return _cost(arguments)
     if arguments.what == "reloads":
@@ -229,6 +233,18 @@ def _directory(path: Path) -> Path:
     except OSError as error:
         raise ConfigError(f"--output {path}: cannot write there: {error.strerror}") from None
     return path.absolute()
+
+
+def _learning(arguments: argparse.Namespace) -> int:
+    """`trimtab bench learning` on live nginx."""
+    from trimtab.cli import bench_learning
+
+    def run_all(wanted: Plan, results: Results) -> int:
+        with terminal.Progress(wanted.total_seconds) as bar:
+            caught = asyncio.run(_interruptible(wanted, results, bar))
+        return 128 + caught if caught else 0
+
+    return bench_learning.live(arguments, run_all)
 
 
 def _cost(arguments: argparse.Namespace) -> int:

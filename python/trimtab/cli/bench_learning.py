@@ -1,23 +1,40 @@
-"""`trimtab bench learning --twin`: what learning adds to the heuristic, and what faults cost."""
+"""`trimtab bench learning`: what learning adds to the heuristic, and what faults cost.
+
+With --twin in the simulator, an hour in seconds; else on live nginx and emulated servers.
+"""
 
 import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Final
 
 from trimtab import terminal
+from trimtab.bench.runner import Plan, Results
 from trimtab.bench.scenario import find, names
-from trimtab.bench.statistics import median
+from trimtab.bench.statistics import ART_FLOOR, median, paired_ratio
+from trimtab.config import Config
+from trimtab.demo.scenario import Scenario
 from trimtab.errors import ConfigError, DependencyError
+from trimtab.training import taught
 from trimtab.training.comparison import BASE, FAULTS, HALVES, LEARNERS, Comparison
 from trimtab.training.course import Training
 from trimtab.training.setting import configuration
 
-__all__ = ["run"]
+__all__ = ["live", "live_plan", "run"]
 
 SCENARIOS: Final = ("three-classes", "affinity")
 
 # Half an hour of learning and as long after it.
 SECONDS: Final = 3600.0
 SEEDS: Final = 5
+
+# Live: nine arms of some 45 s and three seeds, twenty minutes. The scenario in which there is most
+# to learn.
+LIVE_SCENARIOS: Final = ("three-classes",)
+LIVE_SECONDS: Final = 40.0
+LIVE_SEEDS: Final = 3
 
 # Of the training that comes first: as `trimtab train` by default.
 TRAINING_SECONDS: Final = 3600.0
@@ -44,28 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
         with terminal.Progress(seconds * seeds * len(who), unit="simulated s") as bar:
             try:
                 config = configuration(scenario)
-                files = {}
-                for method in ("table", "dqn"):
-                    path = directory / f"{scenario.name}-{method}.json"
-                    work = Training(
-                        scenario,
-                        config,
-                        path,
-                        seconds=TRAINING_SECONDS,
-                        seeds=TRAINING_SEEDS,
-                        evaluations=EVALUATIONS,
-                        with_network=method == "dqn",
-                    )
-                    try:
-                        if path.exists():
-                            work.resume()
-                        bar.say(f"{scenario.name}: trained file {path}")
-                        work.run()
-                        files[method] = path
-                    except DependencyError as error:
-                        bar.say(f"{scenario.name}, {method}: {error}")
-                if "table" not in files:
-                    raise DependencyError("nothing could be trained")
+                files = _train(scenario, config, directory, ("table", "dqn"), bar.say)
                 compared = Comparison(scenario, config, files["table"], files.get("dqn"), seconds)
                 compared.run(who, range(1, seeds + 1), lambda at, what: bar.update(at, what))
             except KeyboardInterrupt:
@@ -74,6 +70,137 @@ def run(arguments: argparse.Namespace) -> int:
         print(blocks[-1] + "\n", flush=True)
     (directory / "learning.md").write_text("\n\n".join(blocks) + "\n", encoding="utf-8")
     return 0
+
+
+def _train(
+    scenario: Scenario,
+    config: Config,
+    directory: Path,
+    methods: Sequence[str],
+    say: Callable[[str], None],
+) -> dict[str, Path]:
+    """The trained files by method, of an earlier run or made now. Raises DependencyError."""
+    files = {}
+    for method in methods:
+        path = directory / f"{scenario.name}-{method}.json"
+        work = Training(
+            scenario,
+            config,
+            path,
+            seconds=TRAINING_SECONDS,
+            seeds=TRAINING_SEEDS,
+            evaluations=EVALUATIONS,
+            with_network=method == "dqn",
+        )
+        try:
+            if path.exists():
+                work.resume()
+            say(f"{scenario.name}: trained file {path}")
+            work.run()
+            files[method] = path
+        except DependencyError as error:
+            say(f"{scenario.name}, {method}: {error}")
+    if "table" not in files:
+        raise DependencyError("nothing could be trained")
+    return files
+
+
+def live_plan(arguments: argparse.Namespace) -> Plan:
+    """What is to be run on live nginx, checked; the output directory is made. Raises
+    ConfigError."""
+    seconds = LIVE_SECONDS if arguments.duration is None else arguments.duration
+    seeds = LIVE_SEEDS if arguments.seeds is None else arguments.seeds
+    if not 10 <= seconds <= 86400 or not 1 <= seeds <= 1000:
+        raise ConfigError(
+            f"--duration {seconds:g}, --seeds {seeds}: they must be from 10 to 86400 seconds, and "
+            "from 1 to 1000"
+        )
+    files = (arguments.output / "learning").absolute()
+    known = {arm.name: arm for arm in taught.arms(files)}
+    wanted = arguments.balancer or list(known)
+    wanted = list(known) if "all" in wanted else list(dict.fromkeys(wanted))
+    if strange := [name for name in wanted if name not in known]:
+        raise ConfigError(f"no arm {strange[0]!r}; there are {', '.join(known)}")
+    names_ = arguments.scenario or LIVE_SCENARIOS
+    scenarios = [find(name) for name in (names() if "all" in names_ else dict.fromkeys(names_))]
+    try:
+        files.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--output {files}: cannot write there: {error.strerror}") from None
+    return Plan(
+        # A quarter is left out: by then a trial can be over.
+        scenarios=[replace(s, warm_up_seconds=seconds) for s in scenarios],
+        balancers=[known[name] for name in wanted],
+        seeds=range(1, seeds + 1),
+        directory=files / "live",
+        seconds=seconds,
+        resume=arguments.resume,
+        workers=arguments.workers,
+    )
+
+
+def live(arguments: argparse.Namespace, run_plan: Callable[[Plan, Results], int]) -> int:
+    """The same on live nginx: train what is not trained, run, print. Status as of `run_plan`, 1
+    when something failed or is not valid."""
+    plan = live_plan(arguments)
+    if any(isinstance(arm, taught.Taught) and arm.arm != taught.BASE for arm in plan.balancers):
+        for scenario in plan.scenarios:
+            given = find(scenario.name)
+            _train(
+                given,
+                configuration(given),
+                plan.directory.parent,
+                ("table",),
+                lambda text: print(text, file=sys.stderr, flush=True),
+            )
+    results = Results()
+    status = run_plan(plan, results)
+    blocks = [_live_table(plan, results, s, markdown=arguments.markdown) for s in plan.scenarios]
+    text = "\n\n".join([*blocks, *results.problems])
+    print(text)
+    (plan.directory.parent / "learning-live.md").write_text(text + "\n", encoding="utf-8")
+    return status or int(bool(results.problems))
+
+
+def _live_table(plan: Plan, results: Results, scenario: Scenario, *, markdown: bool) -> str:
+    header = ["in force", "ART/1000", "p99 ms", f"ART to {BASE}", f"to {BASE}-held", "errors"]
+    rows = []
+    of = [o for o in results.outcomes if o.scenario == scenario.name and o.valid]
+
+    def art(name: str) -> dict[int, float]:
+        return {o.seed: o.art_per_1000 for o in of if o.balancer == name}
+
+    for arm in plan.balancers:
+        mine = [o for o in of if o.balancer == arm.name]
+        if not mine:
+            rows.append([arm.label, *["-"] * 5])
+            continue
+        ratios = [
+            paired_ratio(art(arm.name), art(name), floor=ART_FLOOR)
+            for name in (BASE, f"{BASE}-held")
+        ]
+        rows.append(
+            [
+                arm.label,
+                f"{median(art(arm.name)):.1f}",
+                f"{1000 * median({o.seed: o.p99_seconds for o in mine}):.0f}",
+                *("-" if ratio is None else str(ratio) for ratio in ratios),
+                f"{max(o.error_ratio for o in mine):.2%}",
+            ]
+        )
+    title = (
+        f"{scenario.name}, live: {scenario.requests_per_second:.0f} requests/s, {len(plan.seeds)} "
+        f"seeds of {plan.seconds_of(scenario):g} s, the first quarter left out; medians, paired "
+        "ratios [95%]"
+    )
+    return _titled(title, header, rows, markdown=markdown)
+
+
+def _titled(title: str, header: list[str], rows: list[list[str]], *, markdown: bool) -> str:
+    if not markdown:
+        return f"{title}\n{terminal.table(header, rows)}"
+    lines = [f"| {' | '.join(row)} |" for row in ([header, ["---"] * len(header), *rows])]
+    return "\n".join([f"{title}:", "", *lines])
 
 
 def _table(of: Comparison, seeds: int, *, markdown: bool) -> str:
@@ -94,7 +221,4 @@ def _table(of: Comparison, seeds: int, *, markdown: bool) -> str:
         f"{of.scenario.name}, in the twin: {of.scenario.requests_per_second:.0f} requests/s, "
         f"{seeds} seeds of {of.seconds:g} s; medians, paired ratios [95%]"
     )
-    if not markdown:
-        return f"{title}\n{terminal.table(header, rows)}"
-    lines = [f"| {' | '.join(row)} |" for row in ([header, ["---"] * len(header), *rows])]
-    return "\n".join([f"{title}:", "", *lines])
+    return _titled(title, header, rows, markdown=markdown)

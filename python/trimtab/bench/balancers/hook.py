@@ -1,10 +1,12 @@
 """Trimtab: nginx with the Lua hook, and the policy server that advises it."""
 
+import json
 import re
+import shutil
 import sys
 import urllib.request
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Final
 
@@ -13,7 +15,7 @@ from trimtab.actuators.nginx_process import NginxProcess
 from trimtab.bench.balancers.base import Running, Site
 from trimtab.bench.balancers.nginx import RunningNginx
 from trimtab.children import Child
-from trimtab.config import Config
+from trimtab.config import Config, Learning
 from trimtab.errors import DependencyError, TrimtabError
 
 __all__ = ["Hook", "RunningHook", "serve"]
@@ -61,8 +63,8 @@ class Hook:
     `slots`: the servers' slots are given; `discipline`: and whether they queue or share. `hold`:
     whether requests wait in nginx until a server has room, as in the configuration.
     `try_deadlines`, `wait_deadlines`: try_timeout_seconds and max_wait_seconds in deadlines.
-    `advised`: a policy server runs beside, without learning: it sends the estimates, so that a
-    scenario's first seconds matter less.
+    `advised`: a policy server runs beside, without learning unless `learning` says so: it sends the
+    estimates, so that a scenario's first seconds matter less.
     """
 
     name: str
@@ -71,6 +73,7 @@ class Hook:
     advised: bool = True
     discipline: bool = False
     hold: str = "auto"
+    learning: Learning = field(default_factory=lambda: Learning(enabled=False))
     try_deadlines: float | None = None
     wait_deadlines: float | None = None
     hint: str = ""
@@ -86,11 +89,14 @@ class Hook:
     def start(self, site: Site) -> Running:
         """Start the policy server, if any, then nginx."""
         config = site.config(slots=self.slots, discipline=self.discipline, hold=self.hold)
+        config = replace(config, learning=self.learning)
         if self.try_deadlines is not None:
             config = _hasty(config, self.try_deadlines)
         if self.wait_deadlines is not None:
             config = _refusing(config, self.wait_deadlines)
         site.directory.mkdir(parents=True, exist_ok=True)
+        # What an earlier run has learned would be told to this one.
+        shutil.rmtree(config.policy.state_directory, ignore_errors=True)
         policy = serve(site, config) if self.advised else None
         process = NginxProcess.rendered(site.directory, config)
         running = RunningHook(process, policy)
@@ -150,6 +156,17 @@ def _answers(url: str) -> bool:
         return False
 
 
+def _different(learning: Learning) -> list[str]:
+    """The keys of [learning] that are not at their defaults."""
+    usual = Learning()
+    values = {f.name: getattr(learning, f.name) for f in fields(Learning)}
+    return [
+        f"{name} = {json.dumps(str(value) if isinstance(value, Path) else value)}"
+        for name, value in values.items()
+        if value != getattr(usual, name)
+    ]
+
+
 def _toml(config: Config) -> list[str]:
     """The configuration as lines of a file; every value was checked when `Config` was made."""
     lines = [
@@ -165,7 +182,7 @@ def _toml(config: Config) -> list[str]:
         f"worker_processes = {config.nginx.worker_processes}",
         f'instance = "{config.nginx.instance}"',
         "[learning]",
-        f"enabled = {str(config.learning.enabled).lower()}",
+        *_different(config.learning),
     ]
     for upstream in config.upstreams:
         lines += [
