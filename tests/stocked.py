@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ports import free_ports
@@ -76,12 +76,18 @@ class Stocked:
 
 @contextlib.contextmanager
 def stocked(
-    directory: Path, *, peers: list[str] | None = None, stock: str = "", vts_url: str = PAGE
+    directory: Path,
+    *,
+    peers: list[str] | None = None,
+    stock: str = "",
+    vts_url: str = PAGE,
+    workers: int = 1,
 ) -> Iterator[Stocked]:
     """Run it; stopped at the end in any case."""
     directory.chmod(0o755)
     checked = config.parse(
         toml(directory, peers=peers or list(PEERS.values()), stock=stock, vts_url=vts_url)
     )
+    checked = replace(checked, nginx=replace(checked.nginx, worker_processes=workers))
     with NginxProcess.rendered(directory / "nginx", checked) as nginx:
         yield Stocked(checked, nginx, checked.stock.include_file)

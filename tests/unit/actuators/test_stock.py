@@ -1,6 +1,7 @@
 """Applying in stock mode, with the real nginx: all or nothing, whatever happens in between."""
 
 import fcntl
+import http.client
 import os
 import re
 import resource
@@ -26,6 +27,7 @@ from trimtab.actuators import nginx_process
 from trimtab.actuators.governor import Governor
 from trimtab.actuators.nginx_service import NginxService
 from trimtab.actuators.stock import STEPS, Stock
+from trimtab.config import split_address
 from trimtab.errors import TrimtabError
 
 
@@ -431,3 +433,49 @@ def test_reloading_under_load_loses_no_more_than_nginx_itself(tmp_path: Path) ->
     assert plain.done > 0
     assert ours.done > 0
     assert len(ours.lost) <= len(plain.lost)
+
+
+class Keeping(Load):
+    """Clients that keep their connections, and send a request once more when its was cut before an
+    answer came, as browsers do with idempotent ones."""
+
+    def _run(self) -> None:
+        host, port = split_address(self._url.removeprefix("http://").partition("/")[0])
+        kept = http.client.HTTPConnection(host, int(port), timeout=5)
+        while not self._over.is_set():
+            try:
+                self._ask(kept)
+            except (OSError, http.client.HTTPException):
+                kept.close()
+                try:
+                    self._ask(kept)
+                except (OSError, http.client.HTTPException) as error:
+                    self.lost.append(str(error))
+                    kept.close()
+        kept.close()
+
+    def _ask(self, kept: http.client.HTTPConnection) -> None:
+        kept.request("GET", "/read")
+        answer = kept.getresponse()
+        answer.read()
+        if answer.status != 200:
+            self.lost.append(str(answer.status))
+        self.done += 1
+
+
+def test_clients_that_send_again_lose_nothing(tmp_path: Path) -> None:
+    """With four workers and kept connections, reload after reload: no request is lost to clients
+    that send again what was cut without an answer."""
+    keys = "reload_min_seconds = 0\nverify_seconds = 5"
+    with answering() as one, answering() as other:
+        with (
+            stocked(tmp_path, peers=[one, other], stock=keys, workers=4) as running,
+            Keeping(f"http://{running.config.nginx.listen[0]}/read") as clients,
+        ):
+            stock = Stock(running.config)
+            for turn in range(6):
+                changed = weights_of({one: 1.0, other: 2.0 + turn}, turn + 1)
+                assert stock.apply_now(changed) == "applied"
+        assert running.reloads == 6
+    assert clients.done > 0
+    assert clients.lost == []
