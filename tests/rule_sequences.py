@@ -10,7 +10,9 @@ import random
 from pathlib import Path
 from typing import Any
 
-from trimtab.twin import room, rule
+import numpy as np
+
+from trimtab.twin import parts, room, rule
 
 GOLDEN = Path(__file__).parent / "data" / "golden" / "rule.json"
 SEED = 20240229
@@ -93,52 +95,48 @@ def _room(rng: random.Random, what: str, servers: int, classes: int, count: int)
 
 def replay_room(drawn: dict[str, Any]) -> list[list[list[int]]]:
     """What each operation binds: [number of the arrival, peer] in the order of the drain."""
-    classes = [room.Class(**kind) for kind in drawn["classes"]]
-    waiting = room.Room(classes)
-    n, work = [0.0] * len(drawn["slots"]), [0.0] * len(drawn["slots"])
-    each = zip(drawn["slots"], drawn["given"], drawn["rate"], strict=True)
-    limit = [rule.limit(k, given, drawn["mean_service"] / rate) for k, given, rate in each]
+    m, classes = len(drawn["slots"]), drawn["classes"]
+    told, known = parts.control(1, len(classes), m), parts.balancers(1, m)
+    told.slots[:], told.given[:] = drawn["slots"], drawn["given"]
+    told.sharing[:], told.mean_service[:] = drawn["sharing"], drawn["mean_service"]
+    known.rate[:], known.error[:] = drawn["rate"], drawn["error"]
+    told.skip[:] = 1.0  # but for the servers of the class
+    for j, kind in enumerate(classes):
+        told.service[0, j], told.deadline[j] = kind["service"], kind["deadline"]
+        for name in ("weight", "affinity", "skip"):
+            getattr(told, name)[0, j, kind["server"]] = kind[name]
+    arrivals = [o for o in drawn["operations"] if o[0] == "arrive"]
+    at = np.array([o[1] for o in arrivals])
+    waiting = room.room(1, len(classes), m, len(arrivals))
     in_flight: list[tuple[int, float]] = []
-    held: list[tuple[room.Class, room.Waiter]] = []
+    held: list[tuple[int, int]] = []
     answers: list[list[list[int]]] = []
     arrived = 0
     for what, now, which, uniform in drawn["operations"]:
         bound: list[list[int]] = []
         if what == "arrive":
-            waiter = room.Waiter(arrival=now, number=arrived)
+            room.push(waiting, 0, which, arrived)
+            held.append((which, arrived))
             arrived += 1
-            classes[which].waiting.append(waiter)
-            held.append((classes[which], waiter))
         elif what == "finish" and in_flight:
             i, own = in_flight.pop(which % len(in_flight))
-            n[i] -= 1
-            work[i] = work[i] - own if n[i] else 0.0
+            known.in_flight[i] -= 1
+            known.work[i] = known.work[i] - own if known.in_flight[i] else 0.0
         elif what == "leave" and held:
-            kind, waiter = held.pop(which % len(held))
-            kind.waiting.remove(waiter)
-        view = room.View(
-            in_flight=n[:],
-            work=work[:],
-            rate=drawn["rate"],
-            error=drawn["error"],
-            slots=drawn["slots"],
-            sharing=drawn["sharing"],
-            limit=limit,
-            mean_service=drawn["mean_service"],
-            uniform=uniform,
-        )
-
-        def bind(
-            kind: room.Class, waiter: room.Waiter, p: int, bound: list[list[int]] = bound
-        ) -> None:
-            i, own = kind.server[p], kind.service * kind.affinity[p]
-            n[i] += 1
-            work[i] += own
+            j, number = held.pop(which % len(held))
+            room.remove(waiting, 0, j, number)
+        while True:
+            number, i = room.bind(0, not bound, now, uniform, at, waiting, told, known)
+            if number < 0:
+                break
+            j = arrivals[number][2]
+            own = told.service[0, j] * told.affinity[0, j, i]
+            known.in_flight[i] += 1
+            known.work[i] += own
             in_flight.append((i, own))
-            held.remove((kind, waiter))
-            bound.append([waiter.number, p])
-
-        waiting.drain(view, now, bind)
+            held.remove((j, number))
+            bound.append([number, classes[j]["server"].index(i)])
+        assert waiting.waiting[0] == len(held)
         answers.append(bound)
     return answers
 

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.model import BUCKET_BOUNDS_SECONDS, FAILED_TARDINESS
-from trimtab.twin import rivals, rule, stations
-from trimtab.twin.compiled import compiled, compiled_module, inlined
+from trimtab.twin import rivals, stations
+from trimtab.twin.compiled import compiled, inlined
 from trimtab.twin.parts import (
     BUCKETS,
     FAILED_REQUESTS,
@@ -31,6 +31,7 @@ from trimtab.twin.parts import (
     SQUARED,
     TARDINESS,
     TARDY,
+    UNFINISHED,
     UNQUEUED,
     UNQUEUED_SECONDS,
     UNQUEUED_SQUARED,
@@ -44,6 +45,17 @@ from trimtab.twin.parts import (
     bare_counters,
     bare_load,
     bare_outcome,
+)
+from trimtab.twin.room import (
+    Room,
+    bare_room,
+    bind,
+    fast_rule,
+    holds,
+    limit,
+    looks_at,
+    next_look,
+    push,
 )
 from trimtab.twin.stations import Stations, bare_stations
 
@@ -66,9 +78,8 @@ SERVICE_MEMORY: Final = 200.0
 FIRST_BUCKET_SECONDS: Final = BUCKET_BOUNDS_SECONDS[0]
 FAILED_COUNTS: Final = FAILED_TARDINESS
 
-_rule = compiled_module(rule, ("score", "pick", "advance", "rate", "error_ratio", "forget"))
-_pick, _advance, _rate = _rule.pick, _rule.advance, _rule.rate
-_error_ratio, _forget = _rule.error_ratio, _rule.forget
+_pick, _advance, _rate = fast_rule.pick, fast_rule.advance, fast_rule.rate
+_error_ratio, _forget = fast_rule.error_ratio, fast_rule.forget
 _enter, _leave, _change = stations.enter, stations.leave, stations.change
 
 
@@ -160,24 +171,20 @@ def _end_request(
 
 @inlined
 def _dispatch(
-    job: int, now: float, code: int, load: Load, s: Stations, c: Control, k: Balancers,
-    n: Counters, o: Outcome, skip: Floats, scores: Floats,
+    job: int, first: int, now: float, code: int, load: Load, s: Stations, c: Control,
+    k: Balancers, n: Counters, o: Outcome, skip: Floats, scores: Floats,
 ) -> None:  # fmt: skip
-    """Tries of one request until a server takes it, or all have failed it."""
+    """Tries of one request until a server takes it, or all have failed it; `first` is the peer
+    that it is bound to, -1 where it is free."""
     b, j, m = load.balancer[job], load.kind[job], skip.shape[0]
-    if now - k.touched[b] >= TOUCH_SECONDS:
-        k.touched[b] = now
-        for p in range(m):
-            g = c.server[b, p]
-            if now - k.last[g] >= TOUCH_SECONDS:
-                _carry(b, g, now, c, k, n)
-                _rerate(b, g, c, k)
     tries = 0
     while True:
         masked = c.skip[b, j]
         if tries > 0:
             masked = skip
-        if code == TRIMTAB:
+        if tries == 0 and first >= 0:
+            i = first
+        elif code == TRIMTAB:
             i = _pick(
                 m, c.server[b], c.weight[b, j], c.affinity[b, j], masked, c.service[b, j],
                 k.in_flight, k.work, k.rate, k.error, c.slots, c.sharing,
@@ -228,73 +235,142 @@ def _dispatch(
 
 
 @compiled
+def _touch(b: int, now: float, c: Control, k: Balancers, n: Counters) -> None:
+    """Servers without events are carried on now and then."""
+    k.touched[b] = now
+    for p in range(c.server.shape[1]):
+        g = c.server[b, p]
+        if now - k.last[g] >= TOUCH_SECONDS:
+            _carry(b, g, now, c, k, n)
+            _rerate(b, g, c, k)
+
+
+@compiled
 def _loop(
     until: float, code: int, load: Load, s: Stations, c: Control, k: Balancers, n: Counters,
-    o: Outcome,
+    o: Outcome, r: Room,
 ) -> None:  # fmt: skip
-    m = s.slots.shape[0]
+    m, rooms = s.slots.shape[0], r.first.shape[0]
     total, changes = load.at.shape[0], load.change_at.shape[0]
     skip = np.zeros(m)
     scores = np.zeros(m)
+    now, uniform = -np.inf, 0.0
+    is_held = code == TRIMTAB and c.hold.any()
+    # The rooms to look at before anything else happens, whether the look at the first of them has
+    # begun, and whether a try has ended at once since, so that there is room again.
+    looking, behind = 0, 0
+    has_begun, has_failed = False, False
     while True:
-        server = 0
-        for i in range(1, m):
-            if s.next_end[i] < s.next_end[server]:
-                server = i
-        now = s.next_end[server]
-        event = 0
-        arriving, changing = o.cursor[0], o.cursor[1]
-        if changing < changes and load.change_at[changing] < now:
-            now = load.change_at[changing]
-            event = 1
-        if arriving < total and load.at[arriving] < now:
-            now = load.at[arriving]
-            event = 2
-        if now > until or now == np.inf:
-            return
-        if event == 2:
-            o.cursor[0] += 1
-            _dispatch(arriving, now, code, load, s, c, k, n, o, skip, scores)
-        elif event == 0:
-            if code != TRIMTAB:
-                rivals.moved(now, server, s.present[server], s.slots[server], k.memory)
-            job = _leave(s, server, now)
-            _end_try(job, True, now, load, c, k, n, o)
-            if code != TRIMTAB:
-                need = load.work[job] * s.affinity[server, load.kind[job]]
-                rivals.finished(
-                    code, now, load.balancer[job], server, now - o.began[job],
-                    need / s.speed[server], s.present[server], k.memory,
-                )  # fmt: skip
-            _end_request(job, True, now, load, c, n, o)
+        job, bound = -1, -1
+        if looking < behind:
+            job, bound = bind(looking, not has_begun, now, uniform, load.at, r, c, k)
+            has_begun = job >= 0
+            if job < 0:
+                if not has_failed:
+                    looking += 1
+                has_failed = False
+                continue
         else:
-            o.cursor[1] += 1
-            i = load.change_server[changing]
-            if code != TRIMTAB:
-                rivals.moved(now, i, s.present[i], s.slots[i], k.memory)
-            job = _change(
-                s, i, load.change_speed[changing],
-                load.change_error[changing], load.change_down[changing], now,
-            )  # fmt: skip
-            while job >= 0:
-                following = s.following[job]
-                _end_try(job, False, now, load, c, k, n, o)
+            server = 0
+            for i in range(1, m):
+                if s.next_end[i] < s.next_end[server]:
+                    server = i
+            then = s.next_end[server]
+            event = 0
+            arriving, changing = o.cursor[0], o.cursor[1]
+            if changing < changes and load.change_at[changing] < then:
+                then = load.change_at[changing]
+                event = 1
+            if arriving < total and load.at[arriving] < then:
+                then = load.at[arriving]
+                event = 2
+            b, j = -1, -1
+            for room in range(rooms if is_held else 0):
+                if r.waiting[room] > 0:
+                    kind = next_look(room, load.at, r, c)
+                    if kind >= 0 and looks_at(room, kind, load.at, r, c) < then:
+                        then = max(now, looks_at(room, kind, load.at, r, c))
+                        event = 3
+                        b, j = room, kind
+            if then > until or then == np.inf:
+                return
+            now = then
+            if event == 2:
+                o.cursor[0] += 1
+                job = arriving
+                b, j, uniform = load.balancer[job], load.kind[job], load.uniform[job, 0]
+                if now - k.touched[b] >= TOUCH_SECONDS:
+                    _touch(b, now, c, k, n)
+                if is_held and holds(b, j, c):
+                    # As admit() in holding.lua: at once where the best peer has room.
+                    if r.waiting[b] == 0:
+                        bound = _pick(
+                            m, c.server[b], c.weight[b, j], c.affinity[b, j], c.skip[b, j],
+                            c.service[b, j], k.in_flight, k.work, k.rate, k.error, c.slots,
+                            c.sharing, uniform, scores,
+                        )  # fmt: skip
+                        g = c.server[b, bound]
+                        if k.in_flight[g] >= limit(b, g, c, k):
+                            bound = -1
+                    if bound < 0:
+                        push(r, b, j, job)
+                        job = -1
+                if r.waiting[b] > 0:
+                    looking, behind = b, b + 1
+            elif event == 0:
                 if code != TRIMTAB:
+                    rivals.moved(now, server, s.present[server], s.slots[server], k.memory)
+                ended = _leave(s, server, now)
+                _end_try(ended, True, now, load, c, k, n, o)
+                b, uniform = load.balancer[ended], load.uniform[ended, 0]
+                if code != TRIMTAB:
+                    need = load.work[ended] * s.affinity[server, load.kind[ended]]
                     rivals.finished(
-                        code, now, load.balancer[job], i, now - o.began[job], 0.0, 0,
-                        k.memory,
+                        code, now, b, server, now - o.began[ended], need / s.speed[server],
+                        s.present[server], k.memory,
                     )  # fmt: skip
-                _end_request(job, False, now, load, c, n, o)
-                job = following
+                _end_request(ended, True, now, load, c, n, o)
+                if r.waiting[b] > 0:
+                    looking, behind = b, b + 1
+            elif event == 3:
+                uniform = load.uniform[r.unseen[b, j], 0]
+                r.unseen[b, j] = r.after[r.unseen[b, j]]
+                if now - k.touched[b] >= TOUCH_SECONDS:
+                    _touch(b, now, c, k, n)
+                looking, behind = b, b + 1
+            else:
+                o.cursor[1] += 1
+                i = load.change_server[changing]
+                if code != TRIMTAB:
+                    rivals.moved(now, i, s.present[i], s.slots[i], k.memory)
+                lost = _change(
+                    s, i, load.change_speed[changing],
+                    load.change_error[changing], load.change_down[changing], now,
+                )  # fmt: skip
+                while lost >= 0:
+                    following = s.following[lost]
+                    _end_try(lost, False, now, load, c, k, n, o)
+                    if code != TRIMTAB:
+                        rivals.finished(
+                            code, now, load.balancer[lost], i, now - o.began[lost], 0.0, 0,
+                            k.memory,
+                        )  # fmt: skip
+                    _end_request(lost, False, now, load, c, n, o)
+                    lost = following
+                uniform = 0.0
+                looking, behind = 0, rooms
+        if job >= 0:
+            _dispatch(job, bound, now, code, load, s, c, k, n, o, skip, scores)
+            has_failed = has_failed or o.status[job] != UNFINISHED
 
 
 @compiled
 def run(
     until: float, code: int, load: Load, s: Stations, c: Control, k: Balancers, n: Counters,
-    o: Outcome,
+    o: Outcome, r: Room,
 ) -> None:  # fmt: skip
     """Let everything happen that happens before `until` or then."""
     _loop(
         until, code, bare_load(load), bare_stations(s), bare_control(c), bare_balancers(k),
-        bare_counters(n), bare_outcome(o),
+        bare_counters(n), bare_outcome(o), bare_room(r),
     )  # fmt: skip

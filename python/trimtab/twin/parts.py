@@ -87,6 +87,8 @@ class Control(NamedTuple):
     prior: Floats  # (B·M,), see `Balancers`
     slots: Floats  # (B·M,): 0 for unknown
     sharing: Floats  # (B·M,): 1 where a server is said to share its slots
+    given: Floats  # (B·M,): 1 where the slots are configured and not an estimate
+    hold: Floats  # (C,): 1 where requests wait for a server that has room
     server: Integers  # (B, M): where the M servers are in (B·M,)
     mean_service: Floats  # (B,)
     tau: Floats  # (B,)
@@ -141,6 +143,8 @@ def control(balancers: int, classes: int, servers: int) -> Control:
         prior=np.ones(balancers * servers),
         slots=np.zeros(balancers * servers),
         sharing=np.zeros(balancers * servers),
+        given=np.zeros(balancers * servers),
+        hold=np.zeros(classes),
         server=np.arange(balancers * servers).reshape(balancers, servers),
         mean_service=np.full(balancers, 0.01),
         tau=np.full(balancers, 0.3),
@@ -218,6 +222,8 @@ def bare_control(of: Control) -> Control:
         prior=bare(of.prior),
         slots=bare(of.slots),
         sharing=bare(of.sharing),
+        given=bare(of.given),
+        hold=bare(of.hold),
         server=bare(of.server),
         mean_service=bare(of.mean_service),
         tau=bare(of.tau),

@@ -29,7 +29,7 @@ SHARED_COST: Final = 2.0
 ERROR_KEPT: Final = 0.95
 IDLE_TAU_SECONDS: Final = 10.0
 PRIOR_JOBS: Final = 2.0
-LOOKAHEAD: Final = 3.0
+LOOKAHEAD: Final = 0.5
 SHORT_SECONDS: Final = 0.006
 SHORT_SLACK: Final = 1.0
 ESTIMATED_SLACK: Final = 2.0
@@ -190,14 +190,15 @@ def claim(
     slots: Sequence[float],
     sharing: Sequence[float],
     limit: Sequence[float],
-    is_late: bool,
+    held: float,
     uniform: float,
     scores: MutableSequence[float],
 ) -> tuple[int, bool]:
     """The peer that a waiting request claims (-1: all are skipped), and whether it has room.
 
-    `in_flight` and `work` include the claims of more urgent requests. A late request takes the
-    best of the peers with room instead of waiting for the best of all.
+    `in_flight` and `work` include the claims of more urgent requests. Without room at the best of
+    all it takes the best of the peers with room at which it would take no longer than the `held`
+    seconds that it has waited.
     """
     p = pick(
         count, server, weight, affinity, skip, service, in_flight, work, rate, error, slots,
@@ -208,13 +209,12 @@ def claim(
     i = server[p]
     if in_flight[i] < limit[i]:
         return p, True
-    if is_late:
-        best, found = math.inf, -1
-        for q in range(count):
-            if scores[q] < best:
-                i = server[q]
-                if in_flight[i] < limit[i]:
-                    best, found = scores[q], q
-        if found >= 0:
-            return found, True
+    best, found = held, -1
+    for q in range(count):
+        if scores[q] < best:
+            i = server[q]
+            if in_flight[i] < limit[i]:
+                best, found = scores[q], q
+    if found >= 0:
+        return found, True
     return p, False

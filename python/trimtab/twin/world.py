@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.model import AddressCounters, PairCounters, Snapshot, Weights
-from trimtab.twin import engine, parts, rivals, stations
+from trimtab.twin import engine, parts, rivals, room, stations
 from trimtab.twin.events import Records
 from trimtab.twin.workload import Changes, Requests, Servers
 
@@ -50,6 +50,7 @@ class World:
         upstreams: names of the classes, in the order of `requests.kind`.
         addresses: names of the servers.
         slots_known: whether the balancers' configuration gives the slots.
+        hold: whether requests wait for a server that has room, where all slots are known.
         deadlines: as configured; a class that is not named has none until weights say one.
         balancers: how many share the servers; requests come to each at random.
         delay_seconds: from `apply` to the first balancer that uses the weights; each of B balancers
@@ -68,6 +69,7 @@ class World:
         upstreams: Sequence[str],
         addresses: Sequence[str],
         slots_known: bool = True,
+        hold: bool = False,
         deadlines: Mapping[str, float] | None = None,
         balancers: int = 1,
         delay_seconds: float = 0.0,
@@ -105,8 +107,11 @@ class World:
         self._balancers = parts.balancers(balancers, m)
         self._counters = parts.counters(balancers, c, m)
         self.outcome = parts.outcome(count)
+        self._room = room.room(balancers, c, m, count)
+        self._control.hold[:] = hold
         if slots_known:
             self._control.slots[:] = np.tile(servers.slots, balancers)
+            self._control.given[:] = 1
         for j, name in enumerate(upstreams):
             self._control.deadline[j] = (deadlines or {}).get(name, 0.0)
         self._learned = np.zeros((balancers, c))  # v_j as told; 0: not told
@@ -141,6 +146,7 @@ class World:
             self._balancers,
             self._counters,
             self.outcome,
+            self._room,
         )
         self.now = until
         self._refresh_services()

@@ -218,20 +218,23 @@ def test_limits_leave_room_where_it_costs_little() -> None:
     assert rule.limit(0, True, 0.02) == math.inf
 
 
-def _claim(in_flight: list[float], is_late: bool) -> tuple[int, bool]:
-    """A request of 10 ms claims one of two servers with a slot each, the second half as fast."""
+def _claim(in_flight: list[float], held: float) -> tuple[int, bool]:
+    """A request of 10 ms claims one of two servers with a slot each; at the second it would take
+    25 ms."""
     work = [0.01 * n for n in in_flight]
     return rule.claim(
         2, [0, 1], [1, 1], [1, 1], [0, 0], 0.01, in_flight, work, [1.0, 0.4], [0, 0], [1, 1],
-        [0, 0], [1, 1], is_late, 0.0, [0.0, 0.0],
+        [0, 0], [1, 1], held, 0.0, [0.0, 0.0],
     )  # fmt: skip
 
 
-def test_a_claim_waits_for_the_best_server_only_with_patience() -> None:
+def test_a_claim_waits_for_the_best_server_as_long_as_another_would_take() -> None:
     """It goes where it ends soonest if there is room, waits for it if not, and takes the slow one
-    when it is late or when enough others wait for the fast one."""
-    assert _claim([0, 0], False) == (0, True)
-    assert _claim([1, 0], False) == (0, False)
-    assert _claim([1, 0], True) == (1, True)
-    assert _claim([2, 0], False) == (1, True)
-    assert _claim([2, 1], True) == (0, False)
+    when it has waited for longer than it would take there, or when enough others wait for the
+    fast one."""
+    assert _claim([0, 0], 0.0) == (0, True)
+    assert _claim([1, 0], 0.0) == (0, False)
+    assert _claim([1, 0], 0.024) == (0, False)
+    assert _claim([1, 0], 0.026) == (1, True)
+    assert _claim([2, 0], 0.0) == (1, True)
+    assert _claim([2, 1], 9.0) == (0, False)

@@ -24,7 +24,7 @@ local stack = require("resty.trimtab.stack")
 local wake = require("resty.trimtab.wake")
 local weights = require("resty.trimtab.weights")
 
-local PATIENCE_SERVICES = room_module.PATIENCE_SERVICES
+local LOOK_SERVICES = room_module.LOOK_SERVICES
 local begin_try = dispatch.begin_try
 local clock = libc.monotonic
 local drain_room = room_module.drain
@@ -237,13 +237,12 @@ end
 
 -- Waits until bound. Returns false when it took too long.
 local function wait(record, upstream)
-    local patient_until = record.arrival
-                          + PATIENCE_SERVICES * upstream.service
+    local look_at = record.arrival + LOOK_SERVICES * upstream.service
     local last = record.arrival + upstream.max_wait_seconds
     local semaphore = record.semaphore
     while true do
         local now = clock()
-        local till = now < patient_until and min(patient_until, last) or last
+        local till = now < look_at and min(look_at, last) or last
         local posted = semaphore:wait(max(till - now, MIN_WAIT_SECONDS))
         if record.is_bound then
             if not posted then

@@ -40,9 +40,10 @@ local CLAIMS = 32
 -- short goes first, as it should where nothing else is known.
 local DEADLINE_SERVICES = 4
 
--- A request is patient for this many services: about 0.5 to 2 measured equal,
--- and waiting for ever for the best server is worse.
-local PATIENCE_SERVICES = 1
+-- After this many services a waiting request looks at the room by itself,
+-- once: what it has waited may then be enough for a server that had room all
+-- the time (see rule.claim), and nothing else need happen soon.
+local LOOK_SERVICES = 1
 
 -- An eighth of the slots for those whom the index would leave behind: enough
 -- for a class of an eighth of the load to lose nothing in overload, and it
@@ -51,7 +52,7 @@ local TURNS = 8
 
 local _M = {
     DEADLINE_SERVICES = DEADLINE_SERVICES,
-    PATIENCE_SERVICES = PATIENCE_SERVICES,
+    LOOK_SERVICES = LOOK_SERVICES,
 }
 
 
@@ -197,8 +198,6 @@ function _M.drain(room, view, now, bind, see, claimed)
         end
         local waiter = class.cursor
         local after = waiter.after
-        local is_late = now - waiter.arrival
-                        > PATIENCE_SERVICES * class.service
         local in_flight, work = view.in_flight, view.work
         local seen, seen_work = in_flight, work
         if see then
@@ -208,7 +207,8 @@ function _M.drain(room, view, now, bind, see, claimed)
                                   class.affinity, class.skip, class.service,
                                   seen, seen_work, view.rate, view.error,
                                   view.slots, view.sharing, view.limit,
-                                  is_late, view.uniform, view.scores)
+                                  now - waiter.arrival, view.uniform,
+                                  view.scores)
         if p >= 0 then
             local i = class.server[p]
             in_flight[i] = in_flight[i] + 1

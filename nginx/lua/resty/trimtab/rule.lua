@@ -66,8 +66,11 @@ local IDLE_TAU_SECONDS = 10
 -- Weight of the prior rate, in jobs: two completions outvote it.
 local PRIOR_JOBS = 2
 
--- Spread of the urgency index, in mean services: 1 to 10 measured equal.
-local LOOKAHEAD = 3
+-- Spread of the urgency index, in mean services. Smaller is nearer to the
+-- order of deadlines, larger to shortest first. In the twin 0.25 to 8 are
+-- equal where the short classes are the urgent ones; where a long class has
+-- a deadline of few services (the demo), 3 has 1.7 times the tardiness of 0.5.
+local LOOKAHEAD = 0.5
 
 -- Requests beyond the slots where services are shorter than this: the next
 -- one is handed over in about half a millisecond, 10% of such a service.
@@ -240,11 +243,15 @@ end
 -- As pick(), with two differences: `in_flight` and `work` hold beside what is
 -- in flight the claims of requests that are more urgent, and limit[i] is the
 -- most that server i may have. Without room at the best peer the request
--- waits for it, though a slower one may be free; held for longer than its
--- patience (`is_late`) it takes the best of the peers with room.
+-- waits for it, though a slower one may be free: until it has waited as long
+-- (`held`, seconds) as it would take there. As with skis that one rents until
+-- the rent has reached their price, it then takes at most twice as long as
+-- what it would have taken there at once, whatever the best peer does, and
+-- a server that takes long is not given what another has soon room for.
+-- Of several such peers it takes the best.
 -- Returns the peer from 0, or -1 when all are skipped; true where it has room.
 function _M.claim(count, server, weight, affinity, skip, service, in_flight,
-                  work, rate, error, slots, sharing, limit, is_late, uniform,
+                  work, rate, error, slots, sharing, limit, held, uniform,
                   scores)
     local p = pick(count, server, weight, affinity, skip, service, in_flight,
                    work, rate, error, slots, sharing, uniform, scores)
@@ -255,20 +262,18 @@ function _M.claim(count, server, weight, affinity, skip, service, in_flight,
     if in_flight[i] < limit[i] then
         return p, true
     end
-    if is_late then
-        local best, found = huge, -1
-        for q = 0, count - 1 do
-            local s = scores[q]
-            if s < best then
-                i = server[q]
-                if in_flight[i] < limit[i] then
-                    best, found = s, q
-                end
+    local best, found = held, -1
+    for q = 0, count - 1 do
+        local s = scores[q]
+        if s < best then
+            i = server[q]
+            if in_flight[i] < limit[i] then
+                best, found = s, q
             end
         end
-        if found >= 0 then
-            return found, true
-        end
+    end
+    if found >= 0 then
+        return found, true
     end
     return p, false
 end
