@@ -30,10 +30,14 @@ class Governor:
         self._spent: deque[float] = deque(maxlen=per_hour)
         self.count = 0
 
-    def spend(self, seconds_ago: float = 0.0) -> None:
+    def spend(self) -> None:
         """Note a reload."""
-        self._spent.append(self._clock() - seconds_ago)
+        self.remember(0.0)
         self.count += 1
+
+    def remember(self, seconds_ago: float) -> None:
+        """Note one of before our time, which is not in `count`."""
+        self._spent.append(self._clock() - seconds_ago)
 
     def wait_seconds(self) -> float:
         """Until the next reload is allowed; 0 when it is now."""

@@ -84,7 +84,7 @@ class Stock:
             # A restart of ours is no reason for a reload more.
             age = wall() - self._file.path.stat().st_mtime
             if 0 <= age < _HOUR_SECONDS:
-                self._governor.spend(age)
+                self._governor.remember(age)
 
     def apply(self, weights: Weights) -> None:
         """Put `weights` in force, now or as soon as a reload is allowed.

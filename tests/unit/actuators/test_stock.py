@@ -110,24 +110,26 @@ def test_the_budget_of_an_hour_holds() -> None:
     """At most so many reloads in any hour, failed ones and those before a restart included."""
     now = [0.0]
     governor = Governor(10, 3, lambda: now[0])
-    governor.spend(seconds_ago=5)
+    governor.remember(5)
     assert governor.wait_seconds() == 5
     for _ in range(2):
         now[0] += 10
         assert governor.wait_seconds() == 0
         governor.spend()
+    assert governor.count == 2
     assert governor.wait_seconds() == 3600 - 5 - 20
     now[0] = 3595.0
     assert governor.wait_seconds() == 0
 
 
 def test_a_restart_of_ours_is_no_reload_more(tmp_path: Path) -> None:
-    """A file that was written a moment ago counts as a reload of then."""
+    """A file that was written a moment ago counts as a reload of then, and not as one of ours."""
     with stocked(tmp_path) as one:
         stock = Stock(one.config)
         stock.apply(weights(1, a=1.0, b=9.0))
         assert one.reloads == 0
         assert stock.status()["pending_generation"] == 1
+        assert stock.status()["reloads"] == 0
 
 
 def test_what_nginx_refuses_changes_nothing(running: Stocked) -> None:
