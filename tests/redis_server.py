@@ -1,6 +1,7 @@
 """A private redis-server on a unix socket, without persistence, for tests."""
 
 import shutil
+import socket
 import subprocess
 import tempfile
 import time
@@ -10,6 +11,9 @@ from pathlib import Path
 
 import pytest
 import redis
+
+import certificates
+import ports
 
 PATIENCE_SECONDS = 20.0
 
@@ -67,3 +71,38 @@ def running() -> Iterator[Redis]:
             yield server
         finally:
             server.kill()
+
+
+@contextmanager
+def running_with_tls(directory: Path, password: str) -> Iterator[str]:
+    """A server that speaks TLS only and wants a password; gives its address, HOST:PORT, and leaves
+    `authority.pem` in the directory."""
+    if shutil.which("redis-server") is None:
+        pytest.skip("no redis-server (Debian: redis-server)")
+    authority = certificates.authority(directory)
+    pair = certificates.signed(authority, directory, "redis")
+    port = ports.free_port()
+    process = subprocess.Popen(
+        [
+            *("redis-server", "--port", "0", "--bind", "127.0.0.1", "--tls-port", str(port)),
+            *("--tls-cert-file", str(pair.certificate), "--tls-key-file", str(pair.key)),
+            *("--tls-ca-cert-file", str(authority.certificate), "--tls-auth-clients", "no"),
+            *("--requirepass", password, "--dir", str(directory)),
+            *("--save", "", "--appendonly", "no"),
+        ],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        end = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+                break
+            assert process.poll() is None, "redis-server ended"
+            assert time.monotonic() < end, "redis-server does not listen"
+            time.sleep(0.01)
+        yield f"localhost:{port}"
+    finally:
+        process.kill()
+        process.wait()

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+import certificates
 import redis_server
 from trimtab.config import State
 from trimtab.errors import ConfigError
@@ -175,3 +176,27 @@ def test_password_file_must_be_readable(tmp_path) -> None:
     """A missing password file is a ConfigError with its name."""
     with pytest.raises(ConfigError, match=r"none in \[state\] cannot be read"):
         RedisStore(State(url="redis://127.0.0.1:1/0", password_file=tmp_path / "none"), "a b c")
+
+
+def test_tls_and_a_password(tmp_path, caplog: pytest.LogCaptureFixture) -> None:
+    """rediss:// checks the server's certificate against the authorities of ssl_ca_certs, and the
+    password comes from its file; another authority or password is said, and gets nothing."""
+    file = tmp_path / "password"
+    file.write_text("open sesame\n")
+    other = certificates.authority(tmp_path, "other")
+    with redis_server.running_with_tls(tmp_path, "open sesame") as address:
+        url = f"rediss://{address}/0?ssl_ca_certs={tmp_path}/authority.pem"
+        store = RedisStore(State(url=url, password_file=file, lease_seconds=LEASE), "aa one x")
+        assert store.acquire(LEASE, 0)[0]
+        store.close()
+        wrong = url.replace(f"{tmp_path}/authority.pem", str(other.certificate))
+        store = RedisStore(State(url=wrong, password_file=file, lease_seconds=LEASE), "bb two x")
+        with pytest.raises(AwayError, match=r"(?i)certificate"):
+            store.look("", "")
+        store.close()
+        file.write_text("guess\n")
+        store = RedisStore(State(url=url, password_file=file, lease_seconds=LEASE), "cc three x")
+        with pytest.raises(AwayError, match=r"(?i)password"):
+            store.look("", "")
+        assert "guess" not in caplog.text
+        store.close()
