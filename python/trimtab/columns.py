@@ -18,10 +18,10 @@ __all__ = ["GAUGES", "PAIR_SUMS", "Addresses", "Columns", "Layout", "Pairs", "pa
 # The columns of `Columns.sums`: the gauge first, then counts, then seconds.
 PAIR_SUMS: Final = (
     "in_flight", "requests", "failures", "in_bytes", "out_bytes", "tardy", "unqueued",
-    "response_time_seconds", "response_time_squared", "tardiness", "unqueued_seconds",
-    "unqueued_squared", "in_flight_seconds",
+    "retries", "retries_refused", "response_time_seconds", "response_time_squared", "tardiness",
+    "unqueued_seconds", "unqueued_squared", "in_flight_seconds",
 )  # fmt: skip
-COUNTS: Final = 7
+COUNTS: Final = 9
 
 # The columns of `Columns.gauges`: two that rise and three of now.
 GAUGES: Final = ("busy_seconds", "ejections", "rate", "error_ratio", "ejection_seconds")
@@ -59,7 +59,7 @@ class Layout:
 class Columns:
     """Arrays by row of the layout: pairs first, then servers.
 
-    `sums` float64 [pairs, 13] as `PAIR_SUMS` (counts below 2^53 are exact), `rows` int64
+    `sums` float64 [pairs, 15] as `PAIR_SUMS` (counts below 2^53 are exact), `rows` int64
     [pairs, 5 + 36] status classes and buckets; `gauges` float64 [servers, 5] as `GAUGES`, `down`
     bool [servers], `ejection` a text by server, `completions` int64 and `seconds` float64
     [servers, 32].

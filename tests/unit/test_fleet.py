@@ -46,10 +46,12 @@ class Balancer:
             upstream.waiting = rng.randrange(5)
             for peer in upstream.peers:
                 peer.in_flight = rng.randrange(9)
-                for name in ("requests", "failures", "in_bytes", "out_bytes", "tardy", "unqueued"):
-                    setattr(peer, name, getattr(peer, name) + rng.choice([0, 1, 200, 10**9]))
                 for each in fields(PairCounters):
-                    if each.type == "float" and each.name != "in_flight":
+                    if each.type is int:
+                        more = rng.choice([0, 1, 200, 10**9])
+                        setattr(peer, each.name, getattr(peer, each.name) + more)
+                for each in fields(PairCounters):
+                    if each.type is float and each.name != "in_flight":
                         setattr(peer, each.name, getattr(peer, each.name) + rng.random())
                 peer.responses[rng.randrange(5)] += rng.randrange(1000)
                 peer.response_time_buckets[rng.randrange(36)] += rng.randrange(100_000)
