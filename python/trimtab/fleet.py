@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from trimtab.columns import COUNTS, PAIR_SUMS, Columns, Layout, Pairs, pair_counters
-from trimtab.model import AddressCounters, Connections, Snapshot, Window
+from trimtab.columns import Columns, Layout, Pairs, address_counters, pair_counters
+from trimtab.model import Connections, Snapshot, Window
 from trimtab.window import ROUNDING_RATIO, Meter, merge
 
 __all__ = ["Fleet"]
@@ -75,22 +75,19 @@ class _Sum:
     """The sum of windows of balancers with one layout."""
 
     def __init__(self, layout: Layout) -> None:
-        pairs = sum(len(peers) for _, peers in layout.upstreams)
-        servers = len(layout.addresses)
+        pairs, servers = layout.pairs, len(layout.addresses)
         self.layout = layout
         self.instances = 0
         self.seconds = 0.0
-        self.sums: Any = np.zeros((pairs, len(PAIR_SUMS)))
+        # As in `Columns`; gauges are beside them.
+        self.whole: Any = np.zeros(layout.whole["completions_at"].stop, np.int64)
+        self.real: Any = np.zeros(layout.real["ejection_seconds"].stop)
         self.in_flight: Any = np.zeros(pairs)
-        self.rows: Any = 0
-        self.completions: Any = 0
-        self.level_seconds: Any = 0.0
-        # By server: busy seconds and ejections; rate and error ratio weighted with the first of
-        # these, and not.
-        self.rising: Any = np.zeros((servers, 2))
-        self.weighted: Any = np.zeros((servers, 2))
-        self.plain: Any = np.zeros((servers, 2))
-        self.down: Any = np.ones(servers, bool)
+        # Rate and error ratio by server, weighted by busy seconds, and not.
+        self.weighted: Any = np.zeros((2, servers))
+        self.plain: Any = np.zeros((2, servers))
+        self.ejections: Any = np.zeros(servers, np.int64)
+        self.down: Any = np.ones(servers, np.int64)
         self.ejection: list[str] = [""] * servers
         self.ejection_seconds: Any = np.zeros(servers)
         self.waiting: dict[str, float] = {}
@@ -101,43 +98,34 @@ class _Sum:
         """Add what happened between; False, and nothing is added, when a counter went back."""
         before: Columns = earlier.pairs.columns  # type: ignore[attr-defined]
         after: Columns = later.pairs.columns  # type: ignore[attr-defined]
-        sums = after.sums - before.sums
-        rows = after.rows - before.rows
-        completions = after.completions - before.completions
-        counts, times = sums[:, 1:COUNTS], sums[:, COUNTS:-1]
-        if (
-            counts.size
-            and (
-                counts.min() < 0
-                or rows.min() < 0
-                or (times < -ROUNDING_RATIO * before.sums[:, COUNTS:-1]).any()
-            )
-        ) or (completions.size and completions.min() < 0):
+        layout = self.layout
+        rising, growing, times = layout.rising, layout.growing, layout.times
+        whole = after.whole[rising] - before.whole[rising]
+        real = after.real[growing] - before.real[growing]
+        if whole.min(initial=0) < 0:
             return False
+        if real.min(initial=0.0) < 0:
+            if (real[times] < -ROUNDING_RATIO * before.real[times]).any():
+                return False
+            np.maximum(real, 0.0, out=real)
         seconds = later.clock_seconds - earlier.clock_seconds
-        np.maximum(sums, 0.0, out=sums)
-        self.sums += sums
+        self.whole[rising] += whole
+        self.real[growing] += real
         # The integral is exact; a source without one leaves the mean of two readings.
-        self.in_flight += np.where(
-            after.sums[:, -1] > 0,
-            sums[:, -1] / seconds,
-            (before.sums[:, 0] + after.sums[:, 0]) / 2,
-        )
-        self.rows = self.rows + rows
-        self.completions = self.completions + completions
-        self.level_seconds = self.level_seconds + np.maximum(after.seconds - before.seconds, 0.0)
-        rising = np.maximum(after.gauges[:, :2] - before.gauges[:, :2], 0.0)
-        self.rising += rising
-        self.weighted += after.gauges[:, 2:4] * rising[:, :1]
-        self.plain += after.gauges[:, 2:4]
-        np.maximum(self.ejection_seconds, after.gauges[:, 4], out=self.ejection_seconds)
-        if any(after.ejection):
-            both = zip(self.ejection, after.ejection, strict=True)
-            self.ejection = [first or other for first, other in both]
-        self.down &= after.down
+        integral, in_flight = layout.real["in_flight_seconds"], layout.whole["in_flight"]
+        known = after.real[integral] > 0
+        if known.all():
+            self.in_flight += real[integral] / seconds
+        else:
+            mean = (before.whole[in_flight] + after.whole[in_flight]) / 2
+            self.in_flight += np.where(known, real[integral] / seconds, mean)
+        gauges = after.real[layout.ratings].reshape(2, -1)
+        self.weighted += gauges * real[layout.real["busy_seconds"]]
+        self.plain += gauges
+        self._add_ejections(before, after)
         for name, held in later.waiting.items():
-            mean = (earlier.waiting.get(name, held) + held) / 2
-            self.waiting[name] = self.waiting.get(name, 0.0) + mean
+            half = (earlier.waiting.get(name, held) + held) / 2
+            self.waiting[name] = self.waiting.get(name, 0.0) + half
         for gauge in _GAUGES:
             self.connections[gauge] += getattr(later.connections, gauge)
         self.unfollowed &= later.generation == 0
@@ -145,32 +133,39 @@ class _Sum:
         self.instances += 1
         return True
 
+    def _add_ejections(self, before: Columns, after: Columns) -> None:
+        whole, real = self.layout.whole, self.layout.real
+        now = after.whole[whole["ejections"]]
+        self.ejections += np.maximum(now - before.whole[whole["ejections"]], 0)
+        until = after.real[real["ejection_seconds"]]
+        np.maximum(self.ejection_seconds, until, out=self.ejection_seconds)
+        if any(after.ejection):
+            both = zip(self.ejection, after.ejection, strict=True)
+            self.ejection = [first or other for first, other in both]
+        np.minimum(self.down, after.whole[whole["down"]], out=self.down)
+
     def window(self) -> Window:
         """The sum as a window."""
-        sums, rows, in_flight = self.sums.tolist(), self.rows.tolist(), self.in_flight.tolist()
+        fields = self.layout.fields(self.whole, self.real)
         # Gauges are means by busy time, and plain ones where nobody was busy.
-        busy = self.rising[:, :1]
-        gauges = np.where(
+        busy = fields["busy_seconds"]
+        rate, error_ratio = np.where(
             busy > 0, self.weighted / np.where(busy > 0, busy, 1.0), self.plain / self.instances
-        ).tolist()
+        )
+        fields |= {
+            "rate": rate, "error_ratio": error_ratio, "down": self.down,
+            "ejections": self.ejections, "ejection_seconds": self.ejection_seconds,
+        }  # fmt: skip
+        listed = {name: array.tolist() for name, array in fields.items()}
+        in_flight = self.in_flight.tolist()
         return Window(
             seconds=self.seconds,
             pairs={
-                name: {a: pair_counters(sums[r], rows[r], in_flight[r]) for a, r in peers.items()}
+                name: {a: pair_counters(listed, r, in_flight[r]) for a, r in peers.items()}
                 for name, peers in self.layout.rows.items()
             },
             addresses={
-                address: AddressCounters(
-                    busy_seconds=float(self.rising[n, 0]),
-                    completions_at=tuple(self.completions[n].tolist()),
-                    seconds_at=tuple(self.level_seconds[n].tolist()),
-                    rate=gauges[n][0],
-                    error_ratio=gauges[n][1],
-                    down=bool(self.down[n]),
-                    ejections=int(self.rising[n, 1]),
-                    ejection=self.ejection[n],
-                    ejection_seconds=float(self.ejection_seconds[n]),
-                )
+                address: address_counters(listed, n, self.ejection[n])
                 for address, n in self.layout.servers.items()
             },
             waiting=self.waiting,

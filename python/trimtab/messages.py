@@ -13,7 +13,7 @@ from typing import Any, Final
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError
 
-from trimtab import rows
+from trimtab import packed, rows
 from trimtab.bounds import (
     MessageError,
     check_counts,
@@ -38,6 +38,8 @@ from trimtab.model import (
 )
 from trimtab.tables import MAX_NAME_BYTES
 from trimtab.v1 import policy_pb2
+from trimtab.wire import LEAST_BYTES, Names, known_rows
+from trimtab.wire import Report as WireReport
 
 __all__ = [
     "UNCOUNTED_BYTES",
@@ -65,6 +67,8 @@ MAX_FIELDS: Final = 4 * MAX_PAIRS
 # A response names this many unknown names: enough to see what is wrong.
 MAX_UNKNOWN: Final = 16
 
+PACKAGE: Final = policy_pb2.DESCRIPTOR.package
+
 BUCKETS: Final = len(BUCKET_BOUNDS_SECONDS) + 1
 STATUS_CLASSES: Final = 5
 
@@ -81,11 +85,13 @@ class Query:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """A ReportStatsRequest in bounds; `unknown` are names that were left out of the snapshot."""
+    """A ReportStatsRequest in bounds; `unknown` are names that were left out of the snapshot,
+    `wanted` is what it asks for."""
 
     snapshot: Snapshot
     sequence: int
     unknown: tuple[str, ...]
+    wanted: Query | None = None
 
 
 def decode_query(raw: bytes) -> Query:
@@ -97,13 +103,18 @@ def decode_query(raw: bytes) -> Query:
         )
     message = _parse(policy_pb2.GetWeightsRequest, raw)
     check_text(message.instance, "instance")
-    check_length(message.upstreams, "upstreams", MAX_UPSTREAMS)
+    return _query(message, message.instance)
+
+
+def _query(message: Any, instance: str, within: str = "") -> Query:
+    check_length(message.upstreams, f"{within}upstreams", MAX_UPSTREAMS)
     for n, name in enumerate(message.upstreams):
-        check_text(name, f"upstreams[{n}]")
-    check_unique(message.upstreams, "upstreams")
-    check_counts((message.epoch, message.generation), ("epoch", "generation"))
+        check_text(name, f"{within}upstreams[{n}]")
+    check_unique(message.upstreams, f"{within}upstreams")
+    numbers = (message.epoch, message.generation)
+    check_counts(numbers, (f"{within}epoch", f"{within}generation"))
     return Query(
-        instance=message.instance,
+        instance=instance,
         upstreams=tuple(message.upstreams),
         epoch=message.epoch,
         generation=message.generation,
@@ -123,12 +134,15 @@ def decode_report(
     if len(raw) > UNCOUNTED_BYTES:
         _count_parts(raw)
 
-    def lay(upstreams: rows.Names, addresses: tuple[str, ...]) -> Layout | None:
+    def lay(upstreams: Names, addresses: tuple[str, ...]) -> Layout | None:
         return _lay(upstreams, addresses, known)
 
-    quick = rows.parse(raw, lay, {} if layouts is None else layouts)
-    if quick is not None:
-        return _quick_report(*quick)
+    if len(raw) >= LEAST_BYTES:
+        message = _parse(WireReport, raw)
+        way = packed if message.HasField("address_columns") else rows
+        columns = way.columns(message, lay, {} if layouts is None else layouts)
+        if columns is not None:
+            return _quick_report(message, columns)
     return _careful_report(_parse(policy_pb2.ReportStatsRequest, raw), known)
 
 
@@ -142,7 +156,7 @@ def _check_head(message: Any) -> None:
     check_doubles((message.clock_seconds,), ("clock_seconds",))
 
 
-def _check_names(upstreams: rows.Names, addresses: Sequence[str]) -> None:
+def _check_names(upstreams: Names, addresses: Sequence[str]) -> None:
     check_length(upstreams, "upstreams", MAX_UPSTREAMS)
     check_unique([name for name, _ in upstreams], "upstreams")
     total = sum(len(peers) for _, peers in upstreams)
@@ -153,7 +167,7 @@ def _check_names(upstreams: rows.Names, addresses: Sequence[str]) -> None:
 
 
 def _lay(
-    upstreams: rows.Names, addresses: tuple[str, ...], known: Mapping[str, frozenset[str]]
+    upstreams: Names, addresses: tuple[str, ...], known: Mapping[str, frozenset[str]]
 ) -> Layout | None:
     """The layout of these names; None when a bound is broken, which the careful way names."""
     try:
@@ -166,7 +180,7 @@ def _lay(
             check_text(address, "address")
     except MessageError:
         return None
-    return rows.known_rows(upstreams, addresses, known)
+    return known_rows(upstreams, addresses, known)
 
 
 def _quick_report(message: Any, columns: Columns) -> Report:
@@ -186,12 +200,14 @@ def _quick_report(message: Any, columns: Columns) -> Report:
         ),
         sequence=message.sequence,
         unknown=columns.layout.unknown,
+        wanted=_wanted(message),
     )
 
 
 def _careful_report(message: Any, known: Mapping[str, frozenset[str]]) -> Report:
     """With every check in turn, so that the first bound broken is named."""
     _check_head(message)
+    packed.spread(message)
     _check_names(
         tuple((u.upstream, tuple(p.address for p in u.peers)) for u in message.upstreams),
         [a.address for a in message.addresses],
@@ -228,13 +244,40 @@ def _careful_report(message: Any, known: Mapping[str, frozenset[str]]) -> Report
         connections=_connections(message.connections),
         generation=message.generation,
     )
-    return Report(snapshot=snapshot, sequence=message.sequence, unknown=tuple(unknown))
+    return Report(
+        snapshot=snapshot,
+        sequence=message.sequence,
+        unknown=tuple(unknown),
+        wanted=_wanted(message),
+    )
 
 
-def encode_report_answer(accepted: bool, unknown: Sequence[str]) -> bytes:
-    """A ReportStatsResponse; of the unknown names the first 16."""
+def _wanted(message: Any) -> Query | None:
+    if not message.HasField("weights_wanted"):
+        return None
+    return _query(message.weights_wanted, message.instance, "weights_wanted.")
+
+
+def encode_report_answer(
+    accepted: bool, unknown: Sequence[str], weights: bytes | None = None
+) -> bytes:
+    """A ReportStatsResponse; of the unknown names the first 16; with a serialised
+    GetWeightsResponse, if there is one."""
     answer = policy_pb2.ReportStatsResponse(accepted=accepted, unknown=unknown[:MAX_UNKNOWN])
-    return bytes(answer.SerializeToString())
+    own: bytes = answer.SerializeToString()
+    return own if weights is None else own + _WEIGHTS_TAG + _length(len(weights)) + weights
+
+
+# A field with a length is tag, length and bytes.
+_WEIGHTS_TAG: Final = bytes([policy_pb2.ReportStatsResponse.WEIGHTS_FIELD_NUMBER << 3 | 2])
+
+
+def _length(size: int) -> bytes:
+    out = bytearray()
+    while size > 127:
+        out.append(size & 127 | 128)
+        size >>= 7
+    return bytes([*out, size])
 
 
 class Answers:
@@ -254,6 +297,7 @@ class Answers:
             generation=weights.generation,
             time_to_live=_duration(time_to_live_seconds),
             refresh_interval=_duration(refresh_interval_seconds),
+            reads_columns=True,
         )
         self._header: bytes = header.SerializeToString()
         header.unchanged = True
@@ -318,7 +362,7 @@ def _parse(kind: Any, raw: bytes) -> Any:
         return kind.FromString(raw)
     except DecodeError:
         raise MessageError(
-            f"{len(raw)} bytes that are not a {kind.DESCRIPTOR.full_name}: the message is cut "
+            f"{len(raw)} bytes that are not a {PACKAGE}.{kind.DESCRIPTOR.name}: the message is cut "
             "short or damaged, or a name in it is not UTF-8"
         ) from None
 
@@ -415,17 +459,33 @@ def _connections(message: Any) -> Connections:
 
 def _count_parts(raw: bytes) -> None:
     """Refuse a large report with too many parts, from the wire format and without parsing it."""
-    upstreams = policy_pb2.ReportStatsRequest.UPSTREAMS_FIELD_NUMBER
-    of_addresses = policy_pb2.ReportStatsRequest.ADDRESSES_FIELD_NUMBER
-    of_peers = policy_pb2.UpstreamStats.PEERS_FIELD_NUMBER
+    kind = policy_pb2.ReportStatsRequest
     budget = [MAX_FIELDS]
     pairs = addresses = 0
     for field, start, end in wire_fields(raw, 0, len(raw), budget):
-        if field == upstreams:
-            pairs += sum(f == of_peers for f, _, _ in wire_fields(raw, start, end, budget))
-        addresses += field == of_addresses
+        if field == kind.UPSTREAMS_FIELD_NUMBER:
+            for inner, first, last in wire_fields(raw, start, end, budget):
+                if inner == policy_pb2.UpstreamStats.PEERS_FIELD_NUMBER:
+                    pairs += 1
+                elif inner == policy_pb2.UpstreamStats.PEER_COLUMNS_FIELD_NUMBER:
+                    pairs += _count_names(raw, first, last, budget)
+        elif field == kind.ADDRESSES_FIELD_NUMBER:
+            addresses += 1
+        elif field == kind.ADDRESS_COLUMNS_FIELD_NUMBER:
+            addresses += _count_names(raw, start, end, budget)
     if pairs > MAX_PAIRS or addresses > MAX_PAIRS:
         raise MessageError(
             f"upstreams have {pairs} peers in all, and addresses {addresses} entries; at most "
             f"{MAX_PAIRS} are allowed of each"
         )
+
+
+def _count_names(raw: bytes, start: int, end: int, budget: list[int]) -> int:
+    """How many addresses columns have; other texts in them only take of the budget."""
+    # The same number in both kinds of columns.
+    names = policy_pb2.PeerColumns.ADDRESSES_FIELD_NUMBER
+    return sum(
+        sum(1 for _ in wire_fields(raw, first, last, budget))
+        for field, first, last in wire_fields(raw, start, end, budget)
+        if field == names
+    )

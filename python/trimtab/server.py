@@ -6,6 +6,7 @@ go as bytes: `messages` decodes them with every bound, so that a damaged one is 
 """
 
 import asyncio
+import contextlib
 import hmac
 import logging
 import math
@@ -260,7 +261,9 @@ class PolicyServer:
         return handle
 
     async def _get_weights(self, raw: bytes) -> bytes:
-        query = messages.decode_query(raw)
+        return await self._answer(messages.decode_query(raw))
+
+    async def _answer(self, query: messages.Query) -> bytes:
         left = None
         weights = self._board.current()
         if self._shared is not None:
@@ -311,7 +314,12 @@ class PolicyServer:
             self._shared.relay(
                 report.snapshot.instance, report.snapshot.start, report.sequence, raw
             )
-        return messages.encode_report_answer(accepted, report.unknown)
+        weights = None
+        if report.wanted is not None:
+            # Whoever gets none asks by GetWeights, and is told why.
+            with contextlib.suppress(_RefusedError):
+                weights = await self._answer(report.wanted)
+        return messages.encode_report_answer(accepted, report.unknown, weights)
 
 
 def _reflect(server: Any) -> None:

@@ -6,7 +6,8 @@ came since the last one. `PolicyServer` does this for a test.
 
 Keys: `weights` (a GetWeightsResponse in the codec's shape: tests/nginx/wire/golden.py), `always`
 (true: the whole answer also to who has that generation), `code` and `message` (an error), `delay`
-(seconds before the answer), `raw` (hexadecimal bytes in place of a message).
+(seconds before the answer), `raw` (hexadecimal bytes in place of a message), `answers_reports`
+(false: no weights in the answer to a report).
 """
 
 import asyncio
@@ -87,16 +88,22 @@ async def _serve(port: int) -> None:
             await context.abort(code, behaviour.get("message", ""))
         if "raw" in behaviour:
             return bytes.fromhex(behaviour["raw"])
-        answer = golden.fill(policy_pb2.GetWeightsResponse(), behaviour.get("weights", {}))
+        return answer_to(request).SerializeToString()
+
+    def answer_to(request: Any) -> Any:
+        answer: Any = golden.fill(policy_pb2.GetWeightsResponse(), behaviour.get("weights", {}))
         held = (request.epoch, request.generation)
         if held == (answer.epoch, answer.generation) and not behaviour.get("always"):
             answer.unchanged = True
             del answer.upstreams[:]
-        return answer.SerializeToString()
+        return answer
 
     async def report_stats(request: Any, _context: Any) -> Any:
         requests.append({"method": "ReportStats", "request": golden.table(request)})
-        return policy_pb2.ReportStatsResponse(accepted=True).SerializeToString()
+        answer = policy_pb2.ReportStatsResponse(accepted=True)
+        if request.HasField("weights_wanted") and behaviour.get("answers_reports", True):
+            answer.weights.CopyFrom(answer_to(request.weights_wanted))
+        return answer.SerializeToString()
 
     # Not the generated registration: its serialisers could not send what is no message.
     handlers = {

@@ -17,8 +17,11 @@ import pytest
 
 from hooked import Hooked, Load, hooked, load, until
 from nginx.policy_server import PolicyServer, policy_server
+from nginx.wire import golden
 from peers import Peer, Peers, peers
 from ports import free_ports
+from trimtab import packed
+from trimtab.v1 import policy_pb2
 
 EPOCH = 1_767_225_600_000
 # Long enough for a kill and a look on a busy machine, short enough to wait for.
@@ -163,6 +166,57 @@ def test_the_policy_server_hears_who_asks_and_what_was_counted(
 def counted(report: dict[str, Any]) -> int:
     """Requests in a report."""
     return sum(p["requests"] for u in report["upstreams"] for p in u["peers"])
+
+
+def test_one_call_an_interval_where_the_policy_server_knows_it(
+    nginx: Hooked, group: Peers, policy_port: int
+) -> None:
+    """Told that columns are read, nginx reports by column and asks in the report: the counters are
+    those of a report by row, new weights arrive, and GetWeights is called no more."""
+    weights = answer(group, 1, 1.0, 1.0) | {"reads_columns": True}
+    with policy_server(policy_port) as server:
+        server.set(weights=weights)
+        until(lambda: nginx.snapshot()["weights"]["generation"] == 1)
+        asyncio.run(load(nginx.port, ["/a"], concurrency=2, count=30))
+        reports: list[dict[str, Any]] = []
+        asked: list[str] = []
+
+        def all_counted() -> bool:
+            for seen in server.set(weights=weights):
+                asked.append(seen["method"])
+                if seen["method"] == "ReportStats" and "address_columns" in seen["request"]:
+                    reports.append(spread(seen["request"]))
+            return bool(reports) and counted(reports[-1]) == 30
+
+        until(all_counted)
+        asked.clear()
+        server.set(weights=answer(group, 2, 2.0, 0.5) | {"reads_columns": True})
+        until(lambda: nginx.snapshot()["weights"]["generation"] == 2)
+        calls = [seen["method"] for seen in server.set(weights=weights, answers_reports=False)]
+        assert "ReportStats" in calls
+        assert "GetWeights" not in calls
+        assert nginx.snapshot()["weights"]["policy_server"] == "ok"
+        snapshot = nginx.snapshot()
+        # Without weights in the answer they are asked for by themselves.
+        until(lambda: "GetWeights" in {s["method"] for s in server.set(answers_reports=False)})
+    last = reports[-1]
+    pairs = {p["address"]: p for p in snapshot["upstreams"][0]["peers"]}
+    for peer in last["upstreams"][0]["peers"]:
+        for name in ("requests", "responses", "response_time_buckets", "out_bytes", "unqueued"):
+            assert peer[name] == pairs[peer["address"]][name], name
+    servers = {a["address"]: a for a in snapshot["addresses"]}
+    for server_row in last["addresses"]:
+        for name in ("completions_at", "down", "ejections"):
+            assert server_row[name] == servers[server_row["address"]][name], name
+        assert len(server_row["seconds_at"]) == 32
+        assert server_row["rate"] > 0
+
+
+def spread(request: dict[str, Any]) -> dict[str, Any]:
+    """A report by column in the shape of one by row."""
+    message: Any = golden.fill(policy_pb2.ReportStatsRequest(), request)
+    packed.spread(message)
+    return golden.table(message)
 
 
 @pytest.mark.usefixtures("nginx")

@@ -142,6 +142,28 @@ def test_report_sent_twice_counts_once(server: serving.Serving) -> None:
     assert server.source.read() == before
 
 
+def test_a_report_is_answered_what_it_wants(server: serving.Serving) -> None:
+    """Weights asked for in a report are those of GetWeights, whole or unchanged; who asks for
+    none gets none."""
+    for fields in ({}, {"upstreams": ["u2", "u0"]}, {"epoch": 5, "generation": 1}):
+        answer = report(server, sequence=9, weights_wanted=pb.WeightsWanted(**fields))
+        assert answer.weights == ask(server, **fields)
+    assert ask(server).reads_columns
+    assert not report(server).HasField("weights")
+
+
+def test_what_is_not_to_be_had_is_left_out(server: serving.Serving) -> None:
+    """A report that asks for an unknown upstream counts all the same, and has no weights in its
+    answer; a name out of bounds is refused as in GetWeights."""
+    answer = report(server, weights_wanted=pb.WeightsWanted(upstreams=["nobody"]))
+    assert answer.accepted
+    assert not answer.HasField("weights")
+    with pytest.raises(grpc.RpcError) as error:
+        report(server, weights_wanted=pb.WeightsWanted(upstreams=["u0", ""]))
+    assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "weights_wanted.upstreams[1] is ''" in error.value.details()
+
+
 def test_unknown_names_are_listed_and_ignored(server: serving.Serving) -> None:
     """Unknown upstreams, and addresses at known ones, are named, at most 16, and left out."""
     strangers = [pb.PeerStats(address=f"10.9.9.{n}:80") for n in range(20)]

@@ -12,7 +12,7 @@ import grpc
 import psutil
 
 import serving
-from trimtab import messages
+from trimtab import messages, packed
 from trimtab.bounds import MessageError
 from trimtab.sources.reported import Reported
 from trimtab.v1 import policy_pb2 as pb
@@ -65,8 +65,23 @@ def seeds() -> dict[str, list[bytes]]:
                     for n in (1, 2, 3)
                 ],
             ).SerializeToString(),
+            by_column(peer),
         ],
     }  # fmt: skip
+
+
+def by_column(peer: pb.PeerStats) -> bytes:
+    """A report with columns (trimtab.packed)."""
+    report = pb.ReportStatsRequest(instance="d", start=1, sequence=1)
+    for n in range(3):
+        peers = [pb.PeerStats(address=f"10.0.0.{p}:80", requests=7) for p in (2, 3)]
+        report.upstreams.add(upstream=f"u{n}", peers=[peer, *peers])
+        report.addresses.add(
+            address=f"10.0.0.{n}:80", completions_at=[n] * 32, seconds_at=[0.5] * 32,
+            ejection="stall", down=True,
+        )  # fmt: skip
+    packed.gather(report)
+    return bytes(report.SerializeToString())
 
 
 def built(rng: random.Random) -> tuple[str, bytes]:
@@ -101,6 +116,9 @@ def built(rng: random.Random) -> tuple[str, bytes]:
             )
     for _ in range(rng.randrange(3)):
         report.addresses.add(address=name(), seconds_at=[double()] * 32, error_ratio=rng.random())
+    wide = all(len(peer.responses) in (0, 5) for u in report.upstreams for peer in u.peers)
+    if wide and rng.random() < 0.5:
+        packed.gather(report)
     return "ReportStats", report.SerializeToString()
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
+from trimtab import packed
 from trimtab.v1 import policy_pb2
 
 DIRECTORY = Path(__file__).parents[2] / "data" / "golden"
@@ -210,6 +211,14 @@ def report(upstreams: int, peers: int, seed: int = 1) -> dict[str, Any]:
     }
 
 
+def by_column(value: dict[str, Any]) -> dict[str, Any]:
+    """The same report by column, and one that wants weights."""
+    message: Any = fill(policy_pb2.ReportStatsRequest(), value)
+    packed.gather(message)
+    names = [upstream.upstream for upstream in message.upstreams]
+    return table(message) | {"weights_wanted": {"upstreams": names, "epoch": 3, "generation": 7}}
+
+
 def cases() -> dict[str, tuple[str, dict[str, Any]]]:
     """Name of each golden case -> message and table."""
     peer = {"address": "127.0.0.1:9001", "weight": 1.0, "affinity": 1.0, "rate": 1.0}
@@ -310,8 +319,10 @@ def cases() -> dict[str, tuple[str, dict[str, Any]]]:
                 "connections": {"active": 1, "waiting": 2**21},
             },
         ),
+        "report_columns": ("report_stats_request", by_column(report(3, 4))),
         "accepted": ("report_stats_response", {"accepted": True}),
         "refused": ("report_stats_response", {"unknown": ["a", "b" * 128, ""]}),
+        "answered": ("report_stats_response", {"accepted": True, "weights": weights(2, 3)}),
     }
     return out
 

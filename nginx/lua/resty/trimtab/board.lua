@@ -42,6 +42,8 @@ local _M = {}
 local registry, dict, head, pid
 local is_talking = false
 local next_pull = 0
+-- Whether the policy server said so when it last gave us weights.
+local reads_columns = false
 
 
 -- Whether this worker leads, now.
@@ -104,18 +106,28 @@ local function call(method, request)
 end
 
 
-local function pull()
+-- What we ask for.
+local function wanted()
     local names = {}
     for u, upstream in ipairs(registry.upstreams) do
         names[u] = upstream.name
     end
     local epoch, generation = weights.held(registry)
-    local request, err = policy.encode_get_weights_request({
-        instance = registry.settings.instance,
-        upstreams = names,
-        epoch = epoch,
-        generation = generation,
-    })
+    return { upstreams = names, epoch = epoch, generation = generation }
+end
+
+
+local function take(response)
+    reads_columns = response.reads_columns
+    return weights.take(registry, dict, response)
+end
+
+
+local function pull()
+    reads_columns = false
+    local query = wanted()
+    query.instance = registry.settings.instance
+    local request, err = policy.encode_get_weights_request(query)
     if not request then
         return nil, err
     end
@@ -124,17 +136,25 @@ local function pull()
     if not bytes then
         return nil, err
     end
-    return weights.take(registry, dict, bytes)
+    local response
+    response, err = policy.decode_get_weights_response(bytes)
+    if not response then
+        return nil, err
+    end
+    return take(response)
 end
 
 
-local function push()
+-- Sends a report, which may ask for weights too. Returns its answer, or nil
+-- and an error.
+local function push(asks)
     local sequence = tonumber(head.sequence) + 1
     head.sequence = sequence
     weights.follow(registry, dict, clock())
     local snapshot = report.snapshot(registry)
     local request, err = policy.encode_report_stats_request(
-        report.message(snapshot, sequence))
+        report.message(snapshot, sequence, reads_columns,
+                       asks and wanted() or nil))
     if not request then
         return nil, err
     end
@@ -143,27 +163,37 @@ local function push()
     if not bytes then
         return nil, err
     end
-    local response
-    response, err = policy.decode_report_stats_response(bytes)
-    if not response then
-        return nil, err
-    end
-    return true
+    return policy.decode_report_stats_response(bytes)
+end
+
+
+-- Notes what became of asking for weights, and when to ask again.
+local function settle(now, ok, err)
+    note("pull_state", ok, "to get weights from", err)
+    -- After a failure at the next tick; a margin for the timer's jitter.
+    local refresh = ok and min(tonumber(head.refresh_seconds),
+                               MAX_REFRESH_SECONDS) or 0
+    next_pull = now + 0.9 * refresh
 end
 
 
 local function talk()
     local now = clock()
-    if now >= next_pull then
-        local ok, err = pull()
-        note("pull_state", ok, "to get weights from", err)
-        -- After a failure at the next tick; a margin for the timer's jitter.
-        local refresh = ok and min(tonumber(head.refresh_seconds),
-                                   MAX_REFRESH_SECONDS) or 0
-        next_pull = now + 0.9 * refresh
+    local is_due = now >= next_pull
+    -- One call in place of two, where the policy server is known to do that.
+    local asks = is_due and reads_columns
+    if is_due and not asks then
+        settle(now, pull())
     end
-    local ok, err = push()
-    note("push_state", ok, "to report to", err)
+    local response, err = push(asks)
+    if asks then
+        if response and response.weights then
+            settle(now, take(response.weights))
+        else
+            settle(now, pull())
+        end
+    end
+    note("push_state", response, "to report to", err)
 end
 
 

@@ -29,6 +29,8 @@ local write_tag = pb.write_tag
 local SECONDS = 1 * 8
 local NANOS = 2 * 8
 local MAX_NANOS = 999999999
+-- Up to here a span is exact, and written as it was read.
+local MAX_SECONDS = 2 ^ 53
 
 local _M = {}
 
@@ -70,12 +72,16 @@ local function read_duration(bytes, at, stop)
     if nanos > MAX_NANOS then
         return nil, "nanos beyond a second"
     end
-    return seconds + nanos / 1e9, last
+    local value = seconds + nanos / 1e9
+    if value >= MAX_SECONDS then
+        return nil, "span beyond 2^53 seconds"
+    end
+    return value, last
 end
 
 
 local function write_duration(w, value)
-    if type(value) ~= "number" or not (value >= 0 and value < 2 ^ 53) then
+    if type(value) ~= "number" or not (value >= 0 and value < MAX_SECONDS) then
         return pb.refuse(w, value, "a span of 0 to 2^53 seconds")
     end
     local mark = pb.open(w)

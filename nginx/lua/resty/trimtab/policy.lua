@@ -59,10 +59,37 @@ local PEER_STATS = define({
     { 18, "retries_refused", "uint64" },
 })
 
+local ADDRESS_LIST = define({
+    { 1, "addresses", "string", max = MAX_PAIRS },
+})
+
+local PEER_COLUMNS = define({
+    { 1, "addresses", ADDRESS_LIST },
+    { 2, "in_flight", "uint64", max = MAX_PEERS },
+    { 3, "requests", "uint64", max = MAX_PEERS },
+    { 4, "responses", "uint64", max = STATUS_CLASSES * MAX_PEERS },
+    { 5, "failures", "uint64", max = MAX_PEERS },
+    { 6, "in_bytes", "uint64", max = MAX_PEERS },
+    { 7, "out_bytes", "uint64", max = MAX_PEERS },
+    { 8, "response_time_seconds", "double", max = MAX_PEERS },
+    { 9, "response_time_squared", "double", max = MAX_PEERS },
+    { 10, "tardiness", "double", max = MAX_PEERS },
+    { 11, "tardy", "uint64", max = MAX_PEERS },
+    { 12, "unqueued", "uint64", max = MAX_PEERS },
+    { 13, "unqueued_seconds", "double", max = MAX_PEERS },
+    { 14, "unqueued_squared", "double", max = MAX_PEERS },
+    { 15, "response_time_buckets", "uint64", max = BUCKETS * MAX_PEERS },
+    { 16, "in_flight_seconds", "double", max = MAX_PEERS },
+    { 17, "retries", "uint64", max = MAX_PEERS },
+    { 18, "retries_refused", "uint64", max = MAX_PEERS },
+    { 19, "first_bucket", "uint64" },
+})
+
 local UPSTREAM_STATS = define({
     { 1, "upstream", "string" },
     { 2, "waiting", "uint64" },
     { 3, "peers", PEER_STATS, max = MAX_PEERS, counted = true },
+    { 4, "peer_columns", PEER_COLUMNS },
 })
 
 local ADDRESS_STATS = define({
@@ -76,6 +103,19 @@ local ADDRESS_STATS = define({
     { 8, "ejections", "uint64" },
     { 9, "ejection", "string" },
     { 10, "ejection_seconds", "double" },
+})
+
+local ADDRESS_COLUMNS = define({
+    { 1, "addresses", ADDRESS_LIST },
+    { 2, "busy_seconds", "double", max = MAX_PAIRS },
+    { 3, "completions_at", "uint64", max = LEVELS * MAX_PAIRS },
+    { 4, "seconds_at", "double", max = LEVELS * MAX_PAIRS },
+    { 5, "rate", "double", max = MAX_PAIRS },
+    { 6, "error_ratio", "double", max = MAX_PAIRS },
+    { 7, "down", "bool", max = MAX_PAIRS },
+    { 8, "ejections", "uint64", max = MAX_PAIRS },
+    { 9, "ejection", "string", max = MAX_PAIRS },
+    { 10, "ejection_seconds", "double", max = MAX_PAIRS },
 })
 
 local CONNECTION_STATS = define({
@@ -99,6 +139,13 @@ local GET_WEIGHTS_RESPONSE = define({
     { 4, "refresh_interval", "duration" },
     { 5, "unchanged", "bool" },
     { 6, "upstreams", UPSTREAM_WEIGHTS, max = MAX_UPSTREAMS },
+    { 7, "reads_columns", "bool" },
+})
+
+local WEIGHTS_WANTED = define({
+    { 1, "upstreams", "string", max = MAX_UPSTREAMS },
+    { 2, "epoch", "uint64" },
+    { 3, "generation", "uint64" },
 })
 
 local REPORT_STATS_REQUEST = define({
@@ -110,11 +157,14 @@ local REPORT_STATS_REQUEST = define({
     { 6, "addresses", ADDRESS_STATS, max = MAX_PAIRS },
     { 7, "generation", "uint64" },
     { 8, "connections", CONNECTION_STATS },
+    { 9, "address_columns", ADDRESS_COLUMNS },
+    { 10, "weights_wanted", WEIGHTS_WANTED },
 })
 
 local REPORT_STATS_RESPONSE = define({
     { 1, "accepted", "bool" },
     { 2, "unknown", "string", max = MAX_UNKNOWN },
+    { 3, "weights", GET_WEIGHTS_RESPONSE },
 })
 
 

@@ -25,6 +25,17 @@ local SUMS = {
     "retries", "retries_refused",
 }
 
+-- Fields of a column with what is nought there; see PeerColumns and
+-- AddressColumns.
+local PEER_FIELDS = { in_flight_seconds = 0 }
+for _, name in ipairs(SUMS) do
+    PEER_FIELDS[name] = 0
+end
+local SERVER_FIELDS = {
+    busy_seconds = 0, rate = 0, error_ratio = 0, down = false,
+    ejections = 0, ejection = "", ejection_seconds = 0,
+}
+
 local _M = {}
 
 
@@ -352,21 +363,105 @@ function _M.snapshot(registry)
 end
 
 
--- The ReportStatsRequest that says what a snapshot shows.
-function _M.message(snapshot, sequence)
-    return {
+-- The numbers from `first` (nil: from where one is not 0) of the lists that
+-- the entries have under `name`: all first ones, then all second ones. Returns
+-- the list, without what is 0 for all at the end, and which came first, from
+-- 0; nil when nothing is left.
+local function turned(entries, name, width, first)
+    local last = 0
+    for c = 1, width do
+        for _, entry in ipairs(entries) do
+            if entry[name][c] ~= 0 then
+                first = first or c
+                last = c
+                break
+            end
+        end
+    end
+    if last == 0 then
+        return nil
+    end
+    local list, n = {}, 0
+    for c = first, last do
+        for _, entry in ipairs(entries) do
+            n = n + 1
+            list[n] = entry[name][c]
+        end
+    end
+    return list, first - 1
+end
+
+
+-- The entries (peers or servers) by column: a list of each field that is not
+-- nought for all.
+local function columns(entries, fields)
+    local addresses = {}
+    for i, entry in ipairs(entries) do
+        addresses[i] = entry.address
+    end
+    local t = { addresses = { addresses = addresses } }
+    for name, nought in pairs(fields) do
+        local list, is_needed = {}, false
+        for i, entry in ipairs(entries) do
+            local value = entry[name] or nought
+            list[i] = value
+            is_needed = is_needed or value ~= nought
+        end
+        t[name] = is_needed and list or nil
+    end
+    return t
+end
+
+
+local function by_column(upstreams)
+    local t = {}
+    for u, upstream in ipairs(upstreams) do
+        local peers = upstream.peers
+        local own = columns(peers, PEER_FIELDS)
+        own.responses = turned(peers, "responses", CLASSES, 1)
+        own.response_time_buckets, own.first_bucket =
+            turned(peers, "response_time_buckets", BUCKETS)
+        t[u] = {
+            upstream = upstream.upstream,
+            waiting = upstream.waiting,
+            peer_columns = own,
+        }
+    end
+    return t
+end
+
+
+local function servers_by_column(addresses)
+    local t = columns(addresses, SERVER_FIELDS)
+    t.completions_at = turned(addresses, "completions_at", LEVELS, 1)
+    t.seconds_at = turned(addresses, "seconds_at", LEVELS, 1)
+    return t
+end
+
+
+-- The ReportStatsRequest that says what a snapshot shows; by column for a
+-- policy server that reads them, and with what is wanted of it.
+function _M.message(snapshot, sequence, reads_columns, wanted)
+    local t = {
         instance = snapshot.instance,
         start = snapshot.start,
         sequence = sequence,
         clock_seconds = snapshot.clock_seconds,
-        upstreams = snapshot.upstreams,
-        addresses = snapshot.addresses,
         -- That of the weights in use: none where nginx's own balancer picks.
         generation = snapshot.balance
                      and snapshot.weights.source == "learned"
                      and snapshot.weights.generation or 0,
         connections = snapshot.connections,
+        weights_wanted = wanted,
     }
+    if reads_columns then
+        t.upstreams = by_column(snapshot.upstreams)
+        t.address_columns = servers_by_column(snapshot.addresses)
+    else
+        t.upstreams = snapshot.upstreams
+        t.addresses = snapshot.addresses
+    end
+    return t
 end
 
 

@@ -103,11 +103,7 @@ end
 
 -- Takes an answer of the policy server. Returns true, or nil and why it is
 -- refused; what is held stays then.
-function _M.take(registry, dict, bytes)
-    local response, err = policy.decode_get_weights_response(bytes)
-    if not response then
-        return nil, err
-    end
+function _M.take(registry, dict, response)
     local head = registry.map.head
     local epoch, generation = response.epoch or 0, response.generation or 0
     local ttl = response.time_to_live
@@ -131,9 +127,13 @@ function _M.take(registry, dict, bytes)
             return nil, format("generation %d of epoch %d, older than what "
                                .. "is held", generation, epoch)
         end
-        local ok
-        ok, err = check(registry, response)
+        local ok, err = check(registry, response)
         if not ok then
+            return nil, err
+        end
+        local bytes
+        bytes, err = policy.encode_get_weights_response(response)
+        if not bytes then
             return nil, err
         end
         ok, err = dict:set(KEY, bytes)
