@@ -17,6 +17,7 @@ from typing import Any, Final
 import grpc
 import grpc.aio
 
+from trimtab import packed
 from trimtab.v1 import policy_pb2
 
 __all__ = ["address", "reports", "run"]
@@ -74,12 +75,16 @@ def reports(upstreams: int, peers: int, seed: int = 0) -> list[bytes]:
             for level in range(8):
                 server.completions_at[level] += rng.randrange(2_000)
                 server.seconds_at[level] += 0.1
-        made.append(whole.SerializeToString())
+        # As the hook writes it.
+        sent = policy_pb2.ReportStatsRequest()
+        sent.CopyFrom(whole)
+        packed.gather(sent)
+        made.append(sent.SerializeToString())
     return made
 
 
 class _Balancer:
-    """One simulated nginx."""
+    """One simulated nginx: asks by GetWeights at first, then in its reports, as the hook does."""
 
     def __init__(self, number: int, target: str, bodies: list[bytes]) -> None:
         # A pool of its own: otherwise channels to one address share a connection.
@@ -97,10 +102,9 @@ class _Balancer:
             instance=self.name, epoch=self._epoch, generation=self._generation
         )
         raw = await self._ask(query.SerializeToString(), timeout=TIMEOUT_SECONDS)
-        answer = policy_pb2.GetWeightsResponse.FromString(raw)
-        self._epoch, self._generation = answer.epoch, answer.generation
+        self._take(policy_pb2.GetWeightsResponse.FromString(raw))
 
-    async def report(self) -> None:
+    async def report(self, wants: bool) -> None:
         # In protobuf the concatenation of messages is their merge.
         turn = self._sequence % TURNS
         self._sequence += 1
@@ -110,40 +114,82 @@ class _Balancer:
             sequence=self._sequence,
             clock_seconds=time.monotonic(),
         )
-        await self._report(head.SerializeToString() + self._bodies[turn], timeout=TIMEOUT_SECONDS)
+        if wants:
+            head.weights_wanted.epoch = self._epoch
+            head.weights_wanted.generation = self._generation
+        raw = head.SerializeToString() + self._bodies[turn]
+        raw = await self._report(raw, timeout=TIMEOUT_SECONDS)
+        if wants:
+            self._take(policy_pb2.ReportStatsResponse.FromString(raw).weights)
+
+    def _take(self, answer: Any) -> None:
+        self._epoch, self._generation = answer.epoch, answer.generation
 
     async def close(self) -> None:
         await self._channel.close()
 
 
+class _Times:
+    """How long the calls of one method took, and how many failed, by status."""
+
+    def __init__(self) -> None:
+        self.took: list[float] = []
+        self.failed: dict[str, int] = {}
+
+    def result(self) -> dict[str, Any]:
+        took = sorted(self.took)
+        return {
+            "calls": len(took),
+            "failed": sum(self.failed.values()),
+            "failures": self.failed,
+            "p50_seconds": took[len(took) // 2] if took else None,
+            "p99_seconds": took[len(took) * 99 // 100] if took else None,
+            "max_seconds": took[-1] if took else None,
+        }
+
+
 async def run(
-    target: str, *, instances: int, upstreams: int, peers: int, warm_seconds: float, seconds: float
+    target: str,
+    *,
+    instances: int,
+    upstreams: int,
+    peers: int,
+    warm_seconds: float,
+    seconds: float,
+    separate: bool = False,
 ) -> dict[str, Any]:
-    """Send for `warm_seconds`, then for `seconds` that count; {"calls", "failed", "seconds",
-    "p50_seconds", "p99_seconds", "max_seconds", "cpu_ratio" of this process}."""
+    """Send for `warm_seconds`, then for `seconds` that count; {"seconds", "cpu_ratio" of this
+    process, "methods": {name: {"calls" answered, "failed", "failures": {status: how many},
+    "p50_seconds", "p99_seconds", "max_seconds"}}}. With `separate` each balancer asks in a call of
+    its own each second, and reports without asking, as older ones do."""
     bodies = reports(upstreams, peers)
     balancers = [_Balancer(n, target, bodies) for n in range(instances)]
-    took: list[float] = []
-    failed = 0
+    times = {"GetWeights": _Times(), "ReportStats": _Times()}
     began = time.perf_counter()
     counts_from, ends = began + warm_seconds, began + warm_seconds + seconds
 
-    async def call(due: float, behaviour: Any) -> None:
-        nonlocal failed
+    async def call(method: str, due: float, behaviour: Any) -> None:
+        of = times[method]
         try:
-            await behaviour()
-        except grpc.RpcError:
-            failed += due >= counts_from
+            await behaviour
+        except grpc.RpcError as error:
+            if due >= counts_from:
+                code = error.code().name
+                of.failed[code] = of.failed.get(code, 0) + 1
             return
         if due >= counts_from:
-            took.append(time.perf_counter() - due)
+            of.took.append(time.perf_counter() - due)
 
     async def live(number: int, balancer: _Balancer) -> None:
-        due = began + number / instances
+        due, first = began + number / instances, True
         while due < ends:
             await asyncio.sleep(due - time.perf_counter())
-            await asyncio.gather(call(due, balancer.ask), call(due, balancer.report))
-            due += 1.0
+            asks = separate or first
+            calls = [call("ReportStats", due, balancer.report(not asks))]
+            if asks:
+                calls.append(call("GetWeights", due, balancer.ask()))
+            await asyncio.gather(*calls)
+            due, first = due + 1.0, False
 
     async def processor() -> float:
         await asyncio.sleep(warm_seconds)
@@ -153,15 +199,10 @@ async def run(
 
     *_, share = await asyncio.gather(*(live(n, b) for n, b in enumerate(balancers)), processor())
     await asyncio.gather(*(b.close() for b in balancers))
-    took.sort()
     return {
-        "calls": len(took),
-        "failed": failed,
         "seconds": seconds,
-        "p50_seconds": took[len(took) // 2] if took else None,
-        "p99_seconds": took[len(took) * 99 // 100] if took else None,
-        "max_seconds": took[-1] if took else None,
         "cpu_ratio": share,
+        "methods": {name: of.result() for name, of in times.items()},
     }
 
 

@@ -43,11 +43,11 @@ class Size:
         return f"{self.instances}x{self.upstreams}x{self.peers}"
 
 
-# The aim (the third), and how cost grows from it in each direction.
+# How cost grows with balancers up to the aim (the fourth), and from it in each direction.
 SIZES: Final = tuple(
     Size(*size)
-    for size in ((100, 1, 100), (300, 1, 100), (1000, 1, 100), (1000, 1, 10), (1000, 4, 25),
-                 (100, 4, 100), (100, 1, 1000))
+    for size in ((10, 1, 100), (100, 1, 100), (300, 1, 100), (1000, 1, 100), (1000, 1, 10),
+                 (1000, 4, 25), (100, 4, 100), (100, 1, 1000))
 )  # fmt: skip
 
 
@@ -73,17 +73,20 @@ def measure(
     report: Callable[[str], None],
     *,
     warm_seconds: float = WARM_SECONDS,
+    separate: bool = False,
 ) -> list[dict[str, Any]]:
     """A result for each size: that of `fleet_load.run`, and "size", "server_cpu_ratio",
-    "server_bytes", "instances" that the server knew at the end. Raises TrimtabError."""
+    "server_bytes" and "server_grown_bytes" over the time that counts. Raises TrimtabError."""
     found = []
     for size in sizes:
         report(str(size))
-        found.append(_one(size, directory, seconds, warm_seconds))
+        found.append(_one(size, directory, seconds, warm_seconds, separate))
     return found
 
 
-def _one(size: Size, directory: Path, seconds: float, warm_seconds: float) -> dict[str, Any]:
+def _one(
+    size: Size, directory: Path, seconds: float, warm_seconds: float, separate: bool
+) -> dict[str, Any]:
     own = directory / str(size)
     own.mkdir(parents=True, exist_ok=True)
     listen, admin = (f"unix:{own / name}" for name in ("policy", "admin"))
@@ -102,6 +105,7 @@ def _one(size: Size, directory: Path, seconds: float, warm_seconds: float) -> di
             [sys.executable, "-m", "trimtab.bench.fleet_load", json.dumps({
                 "target": listen, "instances": size.instances, "upstreams": size.upstreams,
                 "peers": size.peers, "warm_seconds": warm_seconds, "seconds": seconds,
+                "separate": separate,
             })],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
         )  # fmt: skip
@@ -110,6 +114,7 @@ def _one(size: Size, directory: Path, seconds: float, warm_seconds: float) -> di
             # The load reads its packages and connects in the warm time; half of the rest counts.
             time.sleep(warm_seconds + 0.25 * seconds)
             before, began = _processor(server.pid), time.perf_counter()
+            at_first = _resident(server.pid)
             time.sleep(0.5 * seconds)
             share = (_processor(server.pid) - before) / (time.perf_counter() - began)
             resident = _resident(server.pid)
@@ -124,6 +129,7 @@ def _one(size: Size, directory: Path, seconds: float, warm_seconds: float) -> di
         server.wait()
     return {
         "size": str(size), **json.loads(text), "server_cpu_ratio": share, "server_bytes": resident,
+        "server_grown_bytes": resident - at_first,
     }  # fmt: skip
 
 
@@ -166,27 +172,40 @@ def table(found: Sequence[dict[str, Any]]) -> str:
     def milliseconds(seconds: float | None) -> str:
         return "–" if seconds is None else f"{1000 * seconds:.1f}"
 
-    rows = [
-        [
-            of["size"],
-            f"{of['calls'] / of['seconds']:.0f}",
-            str(of["failed"]),
-            milliseconds(of["p50_seconds"]),
-            milliseconds(of["p99_seconds"]),
-            f"{100 * of['server_cpu_ratio']:.0f}%",
-            f"{of['server_bytes'] / 1e6:.0f}",
-            f"{100 * of['cpu_ratio']:.0f}%",
-        ]
-        for of in found
-    ]
+    rows = []
+    for of in found:
+        first = True
+        for name, method in of["methods"].items():
+            if not method["calls"] + method["failed"]:
+                continue
+            own = [
+                f"{100 * of['server_cpu_ratio']:.0f}%",
+                f"{of['server_bytes'] / 1e6:.0f}",
+                f"{of['server_grown_bytes'] / 1e6:+.0f}",
+                f"{100 * of['cpu_ratio']:.0f}%",
+            ]
+            rows.append(
+                [
+                    of["size"] if first else "",
+                    name,
+                    f"{method['calls'] / of['seconds']:.0f}",
+                    str(method["failed"]),
+                    milliseconds(method["p50_seconds"]),
+                    milliseconds(method["p99_seconds"]),
+                    *(own if first else [""] * len(own)),
+                ]
+            )
+            first = False
     heads = [
         "nginx x upstreams x peers",
-        "calls/s",
+        "call",
+        "a second",
         "failed",
         "p50 ms",
         "p99 ms",
         "core",
         "MB",
+        "grown",
         "load's core",
     ]
     return terminal.table(heads, rows)

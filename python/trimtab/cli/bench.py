@@ -113,6 +113,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--size", nargs="+", metavar="NxUxP",
         help="scale: N simulated nginx with U upstreams of P peers, as 1000x1x100",
     )  # fmt: skip
+    parser.add_argument(
+        "--separate", action="store_true",
+        help="scale: ask for weights in a call of its own, as where reports cannot ask",
+    )  # fmt: skip
     parser.add_argument("--list", action="store_true", help="list scenarios and balancers")
 
 
@@ -316,10 +320,16 @@ def _scale(arguments: argparse.Namespace) -> int:
     sizes = [scale.parse(text) for text in arguments.size or ()] or scale.SIZES
     _, seconds = _lengths(arguments, SCALE_SECONDS)
     directory = _directory(arguments.output / "scale")
-    found = scale.measure(sizes, directory, seconds, lambda size: print(size, file=sys.stderr))
+    found = scale.measure(
+        sizes,
+        directory,
+        seconds,
+        lambda size: print(size, file=sys.stderr),
+        separate=arguments.separate,
+    )
     (directory / "scale.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(scale.table(found))
-    return int(any(of["failed"] for of in found))
+    return int(any(m["failed"] for of in found for m in of["methods"].values()))
 
 
 def plan(arguments: argparse.Namespace) -> Plan:

@@ -10,15 +10,25 @@ from trimtab.columns import Pairs
 from trimtab.errors import ConfigError
 
 
-def test_every_balancer_is_heard_and_none_of_its_calls_fails(tmp_path: Path) -> None:
-    """Two calls a second from each are answered, and the server's cost is read."""
+@pytest.mark.parametrize("separate", [False, True])
+def test_every_balancer_is_heard_and_none_of_its_calls_fails(
+    tmp_path: Path, separate: bool
+) -> None:
+    """A call a second from each is answered, or two where they ask separately, and the server's
+    cost is read."""
     size = scale.Size(10, 2, 3)
-    (found,) = scale.measure([size], tmp_path, 2.0, lambda _: None, warm_seconds=1.0)
-    assert found["failed"] == 0
-    assert found["calls"] == pytest.approx(2 * 10 * 2, rel=0.15)
-    assert 0 < found["p50_seconds"] <= found["p99_seconds"] <= found["max_seconds"]
+    (found,) = scale.measure(
+        [size], tmp_path, 2.0, lambda _: None, warm_seconds=1.0, separate=separate
+    )
+    reports, asked = found["methods"]["ReportStats"], found["methods"]["GetWeights"]
+    assert (reports["failures"], asked["failures"]) == ({}, {})
+    assert reports["calls"] == pytest.approx(2 * 10, rel=0.15)
+    assert asked["calls"] == (reports["calls"] if separate else 0)
+    assert 0 < reports["p50_seconds"] <= reports["p99_seconds"] <= reports["max_seconds"]
     assert found["server_bytes"] > 1e7
-    assert "10x2x3" in scale.table([found])
+    shown = scale.table([found])
+    assert "10x2x3" in shown
+    assert ("GetWeights" in shown) == separate
 
 
 def test_the_simulated_reports_are_good_ones_that_rise() -> None:
