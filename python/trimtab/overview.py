@@ -15,9 +15,10 @@ from trimtab.learn.actions import NEUTRAL, PROFILES
 from trimtab.learn.reward import tardiness
 from trimtab.model import PairCounters, Snapshot, Weights, Window
 from trimtab.policy import Decision
+from trimtab.servers import servers
 from trimtab.window import accumulate, class_total, mean_seconds, percentile_seconds
 
-__all__ = ["Change", "View", "classes", "discipline", "servers", "status", "upstreams"]
+__all__ = ["Change", "View", "classes", "discipline", "status", "upstreams"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +69,7 @@ def status(view: View, config: Config, now: float) -> dict[str, Any]:
                    "burstiness", "service_cv2": {upstream: ratio}},
      "upstreams": {upstream: see `upstreams`}, the weights in force,
      "window": {upstream: see `classes`}, of about the last 10 s,
-     "servers": {address: see `servers`}, now,
+     "servers": {address: see `servers.servers`}, now,
      "clusters", "values", "outside", "observations": see `policy.Learned.status`,
      "guard": see `guard.Guard.status`,
      "profiles": {name: summary}, "events": {kind: how many},
@@ -177,43 +178,6 @@ def upstreams(weights: Weights | None, estimates: Estimates) -> dict[str, dict[s
             },
         }
         for name, upstream in weights.upstreams.items()
-    }
-
-
-def servers(snapshots: Sequence[Snapshot]) -> dict[str, dict[str, Any]]:
-    """By address what the balancers' last reports say of it: "in_flight" (their sum, over all
-    upstreams), "rate" (their mean) and "error_ratio" (their worst), None where nobody says, and
-    "down": how many of them send it nothing, "ejected": how many have it ejected, "ejection": why
-    the first of these has, and "ejection_seconds": until when at most."""
-    found: dict[str, dict[str, Any]] = {}
-    rates: dict[str, list[float]] = {}
-    for snapshot in snapshots:
-        for peers in snapshot.pairs.values():
-            for address, pair in peers.items():
-                server = found.setdefault(address, _server())
-                server["in_flight"] += pair.in_flight
-        for address, counters in snapshot.addresses.items():
-            server = found.setdefault(address, _server())
-            rates.setdefault(address, []).append(counters.rate)
-            server["error_ratio"] = max(server["error_ratio"] or 0.0, counters.error_ratio)
-            server["down"] += counters.down
-            server["ejected"] += bool(counters.ejection)
-            server["ejection"] = server["ejection"] or counters.ejection
-            server["ejection_seconds"] = max(server["ejection_seconds"], counters.ejection_seconds)
-    for address, of in rates.items():
-        found[address]["rate"] = sum(of) / len(of)
-    return found
-
-
-def _server() -> dict[str, Any]:
-    return {
-        "in_flight": 0.0,
-        "rate": None,
-        "error_ratio": None,
-        "down": 0,
-        "ejected": 0,
-        "ejection": "",
-        "ejection_seconds": 0.0,
     }
 
 
