@@ -116,7 +116,7 @@ def test_mutated_bytes_never_throw_or_hang(port: int, tmp_path: Path) -> None:
     names = []
     for number in range(60):
         kind = rng.choice(list(golden.MESSAGES))
-        value = golden.random_table(rng, golden.MESSAGES[kind].DESCRIPTOR, entries=3)
+        value = golden.random_table(rng, golden.MESSAGES[kind].DESCRIPTOR, entries=2)
         names.append(f"seed_{number}")
         write(tmp_path, names[-1], kind, value)
     answer = check(port, "fuzz", directory=f"{tmp_path}/", names=names, rounds=40_000, seed=7)
