@@ -62,6 +62,7 @@ local off = require("jit").off
 local opt = require("jit").opt
 local ngx_log = ngx.log
 local pcall = pcall
+local place = dispatch.place
 local read_body = ngx.req.read_body
 local reserve = stack.reserve
 local tonumber = tonumber
@@ -86,6 +87,8 @@ local _M = { version = "0.1.0" }
 local registry, dict, generation
 -- Set by init_worker.
 local is_ready = false
+-- Upstreams by name: those that are counted, and those where we pick.
+local counted, placed = {}, {}
 local is_checking = false
 local worker_count, last_refill
 
@@ -131,11 +134,7 @@ local enter = segment(function(_, upstream)
 end)
 
 
-local function arrive(name)
-    local upstream = registry.by_name[name]
-    if not upstream then
-        return complain("find an upstream in trimtab.json", name)
-    end
+local function arrive(upstream)
     if take_body() and upstream.hold ~= "off" and registry.settings.balance
     then
         return admit(upstream)
@@ -152,34 +151,31 @@ local function refuse(seconds)
 end
 
 
-local function place(name)
-    local upstream = registry.by_name[name]
-    if not upstream then
-        return complain("find an upstream in trimtab.json", name)
-    end
-    local ok, err = dispatch.place(upstream)
-    if not ok then
-        complain("set the peer", err)
-    end
-end
-
-
-local function leave(name)
+local function leave(upstream)
     if is_checking then
         is_checking = account.check(get_request())
     end
-    local _ = passes.leave[registry.by_name[name] or false]
+    local _ = passes.leave[upstream]
+end
+
+
+-- A hook was called with a name that is none of ours, or before it was ready.
+local function complain_of(name)
+    if is_ready then
+        complain("find an upstream in trimtab.json", name)
+    end
 end
 
 
 -- Counts the arrival of a request of this class, and holds it until a server
 -- has room for it. Access phase.
 function _M.access(name)
-    if not is_ready then
-        return
+    local upstream = counted[name]
+    if not upstream then
+        return complain_of(name)
     end
     reserve()
-    local ok, is_admitted, more = pcall(arrive, name)
+    local ok, is_admitted, more = pcall(arrive, upstream)
     if not ok then
         complain("count a request's arrival", is_admitted)
     elseif is_admitted == nil then
@@ -192,13 +188,19 @@ end
 
 -- Picks the peer for the next try. Balancer phase.
 function _M.balance(name)
-    if not is_ready or not registry.settings.balance then
+    local upstream = placed[name]
+    if not upstream then
+        if not counted[name] then
+            complain_of(name)
+        end
         return
     end
     reserve()
-    local ok, err = pcall(place, name)
+    local ok, err = pcall(place, upstream)
     if not ok then
         complain("pick a peer", err)
+    elseif err then
+        complain("set the peer", err)
     end
 end
 
@@ -211,7 +213,7 @@ function _M.log(name)
         return
     end
     reserve()
-    local ok, err = pcall(leave, name or "")
+    local ok, err = pcall(leave, counted[name or ""] or false)
     if not ok then
         complain("count a request's end", err)
     end
@@ -220,7 +222,6 @@ end
 
 -- The few steps between segments are not worth a trace: see segment.lua.
 off(arrive)
-off(place)
 off(leave)
 off(_M.access)
 off(_M.balance)
@@ -374,6 +375,8 @@ function _M.init_worker()
     ejection.refresh(clock())
     worker_count, last_refill = ngx.worker.count(), clock()
     is_ready = true
+    counted = registry.by_name
+    placed = registry.settings.balance and counted or placed
     start_timer(every, MAINTENANCE_SECONDS, maintain)
     start_timer(every, registry.settings.interval_seconds, talk)
     local check_seconds = checks.open(registry)

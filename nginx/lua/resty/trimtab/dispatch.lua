@@ -213,8 +213,9 @@ local PLACED, TO_PICK, TO_PICK_AGAIN = 0, 1, 2
 -- prepare[upstream]: all that is before the pick.
 local prepare = segment(function(_, upstream)
     local now = clock()
+    failure, tried = nil, nil
     local record = current_record(upstream, now)
-    placing, placing_now, tried = record, now, nil
+    placing, placing_now, picking = record, now, upstream
     if record.is_fallback or not upstream.can_pick then
         return PLACED
     end
@@ -265,12 +266,10 @@ end)
 
 
 -- Picks a peer and tells nginx. Leaves the pick to nginx's own balancer for
--- the rest of the pass when it cannot. Returns true, or nil and an error.
+-- the rest of the pass when it cannot. Returns nil, or an error.
 function _M.place(upstream)
-    failure = nil
     local step = prepare[upstream]
     local p = tried
-    picking = upstream
     if step == TO_PICK then
         p = pick[upstream.skip]
     elseif step == TO_PICK_AGAIN then
@@ -279,14 +278,11 @@ function _M.place(upstream)
             -- All were tried: again the best of all.
             p = pick[upstream.skip]
         end
+    elseif not p then
+        return failure
     end
-    if p then
-        local _ = commit[p]
-    end
-    if failure then
-        return nil, failure
-    end
-    return true
+    local _ = commit[p]
+    return failure
 end
 
 -- See rule.pick and segment.lua.
