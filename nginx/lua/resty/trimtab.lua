@@ -139,7 +139,9 @@ local function arrive(upstream)
     then
         return admit(upstream)
     end
-    return enter[upstream]
+    local is_counted = enter[upstream]
+    passes.serve()
+    return is_counted
 end
 
 
@@ -155,7 +157,7 @@ local function leave(upstream)
     if is_checking then
         is_checking = account.check(get_request())
     end
-    local _ = passes.leave[upstream]
+    passes.leave(upstream)
 end
 
 

@@ -315,7 +315,7 @@ local function request(worker, class, by_address, number, totals)
     local function finish()
         is_over = true
         current = me
-        local _ = worker.passes.leave[upstream]
+        worker.passes.leave(upstream)
         if me.flag then
             me.flag[0] = 1
         end

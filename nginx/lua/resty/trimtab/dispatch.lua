@@ -38,6 +38,7 @@ local set_more_tries = ngx_balancer.set_more_tries
 local set_timeouts = ngx_balancer.set_timeouts
 local release = passes.release
 local sample = picks.sample
+local serve = passes.serve
 local tonumber = tonumber
 local touch = counters.touch
 
@@ -240,6 +241,12 @@ local prepare = segment(function(_, upstream)
 end)
 
 
+-- gathered[upstream]: the state of its servers once more.
+local gathered = segment(function(_, upstream)
+    gather(upstream.count, upstream.server, in_flight, work)
+end)
+
+
 -- commit[p]: sends the request to peer p, and counts it there.
 local commit = segment(function(_, p)
     local record, now = placing, placing_now
@@ -269,6 +276,9 @@ end)
 -- the rest of the pass when it cannot. Returns nil, or an error.
 function _M.place(upstream)
     local step = prepare[upstream]
+    if serve() and step ~= PLACED then
+        local _ = gathered[upstream]
+    end
     local p = tried
     if step == TO_PICK then
         p = pick[upstream.skip]

@@ -44,6 +44,7 @@ local probe = ejection.probe
 local push = room_module.push
 local remove = room_module.remove
 local reserve = stack.reserve
+local serve = passes.serve
 local tonumber = tonumber
 local touch = counters.touch
 local uniform = dispatch.uniform
@@ -131,8 +132,8 @@ local function bind(waiter, p)
 end
 
 
--- Looks at all servers. Returns whether any has room.
-local function look()
+-- look[view]: looks at all servers. Returns whether any has room.
+local look = segment(function()
     gather(all_count, all, view.in_flight, view.work)
     local free = 0
     for s = 0, all_count - 1 do
@@ -140,20 +141,20 @@ local function look()
         free = free + max(0, registry.limit[i] - view.in_flight[i])
     end
     view.free = free
+    view.mean_service = tonumber(map.head.mean_service)
+    view.uniform = uniform()
     return free > 0
-end
+end)
 
 
 -- Binds what can be bound.
 local function drain(now, waiter)
     -- Who has waited may have lost stack to the garbage collector since.
     reserve()
-    if not look() then
+    if not look[view] then
         return
     end
     self, drain_now = waiter, now
-    view.mean_service = tonumber(map.head.mean_service)
-    view.uniform = uniform()
     if is_alone() then
         drain_room(room, view, now, bind)
     else
@@ -164,16 +165,47 @@ local function drain(now, waiter)
 end
 
 
--- Server i has one request less: the slot goes to who waits for it, here or
--- in another worker. Called wherever a try ends.
+-- Servers that have a request less than when serve() was called last.
+local freed, freed_count, freed_at = {}, 0, 0
+
+
+-- Server i has one request less. Called wherever a try ends, within a segment
+-- mostly: the phase calls serve() when that is over.
 function _M.freed(i, now)
-    if room.waiting > 0 then
-        drain(now)
+    if room.waiting > 0 or others_wait() then
+        freed_count = freed_count + 1
+        freed[freed_count] = i
+        freed_at = now
+        _M.is_due = true
     end
+end
+
+
+-- poke[i]: wakes the worker whose most urgent request waits for server i.
+local poke = segment(function(_, i)
     if others_wait() and in_flight_at(i) < registry.limit[i] then
-        local port = claims.port_for(i, now, tonumber(map.head.mean_service))
+        local port = claims.port_for(i, freed_at,
+                                     tonumber(map.head.mean_service))
         wake.poke(port, i, min(claims.others() - 1, MAX_HOPS))
     end
+end)
+
+
+-- Whether serve() is to be called.
+_M.is_due = false
+
+
+-- Slots that have become free go to who waits for them, here or in another
+-- worker.
+function _M.serve()
+    _M.is_due = false
+    if room.waiting > 0 then
+        drain(freed_at)
+    end
+    for f = 1, freed_count do
+        local _ = poke[freed[f]]
+    end
+    freed_count = 0
 end
 
 
@@ -369,6 +401,7 @@ end)
 -- balancer phase picks.
 function _M.admit(upstream)
     local step = begin[upstream]
+    serve()
     if step == TO_PICK then
         step = settle[picked[upstream]]
     end
@@ -380,7 +413,9 @@ end
 
 -- See rule.pick and segment.lua.
 off(claim)
+off(drain)
 off(_M.admit)
+off(_M.serve)
 
 
 return _M

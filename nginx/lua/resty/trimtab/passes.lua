@@ -26,6 +26,7 @@ local has_text = variables.has_text
 local can_retry = ejection.can_retry
 local key_of = requests.key
 local last_of = account.last
+local off = require("jit").off
 local text = variables.text
 local whole_number = variables.whole_number
 
@@ -77,7 +78,6 @@ local function release(record)
 end
 
 
--- Ends a record whose request is gone.
 local function abandon(record)
     release(record)
     requests.remove(record)
@@ -266,9 +266,7 @@ function _M.enter(request, upstream, now)
 end
 
 
--- leave[upstream]: the request of the present phase ends. Where it has no
--- record, its tries at `upstream` (or false) are counted by nginx's account.
-_M.leave = segment(function(_, upstream)
+local left = segment(function(_, upstream)
     local request, now = get_request(), clock()
     local record = get_record(key_of(request))
     if record then
@@ -281,7 +279,37 @@ _M.leave = segment(function(_, upstream)
 end)
 
 
-_M.abandon = abandon
+-- Gives slots that have become free in the present phase to who waits for
+-- them; to be called after each segment that may end a try, outside of it.
+-- Returns whether there were any.
+function _M.serve()
+    if waiting.is_due then
+        waiting.serve()
+        return true
+    end
+    return false
+end
+
+
+-- The request of the present phase ends. Where it has no record, its tries at
+-- `upstream` (or false) are counted by nginx's account.
+function _M.leave(upstream)
+    local _ = left[upstream]
+    if waiting.is_due then
+        waiting.serve()
+    end
+end
+
+
+-- Ends a record whose request is gone: for requests.sweep.
+function _M.abandon(record)
+    abandon(record)
+    _M.serve()
+end
+
+off(_M.leave)
+off(_M.serve)
+
 _M.end_try = end_try
 _M.release = release
 

@@ -30,6 +30,7 @@ local claim = rule.claim
 local huge = math.huge
 local off = require("jit").off
 local ipairs = ipairs
+local segment = require("resty.trimtab.segment")
 local urgency = rule.urgency
 
 -- So many of a class make their claims: those behind would hardly get a slot
@@ -170,6 +171,101 @@ local function oldest_late(classes, now)
 end
 
 
+-- The walk under way: what it was called with, and where it stands.
+local walk_room, walk_view, walk_now, walk_bind, walk_see, walk_claimed
+local is_turn, has_room, walker
+local seen, seen_work
+
+-- The walk is interpreted, a few steps a request, and its parts are segments
+-- (segment.lua), so that no trace goes from the loop over the servers to
+-- deeper calls: see rule.pick.
+
+-- begin[room]: puts the cursors on the heads.
+local begin = segment(function(_, room)
+    rewind(room.classes, walk_now, walk_view.mean_service)
+    is_turn = room.bound >= TURNS - 1
+end)
+
+
+-- next_class[room]: the class whose cursor is next, or false.
+local next_class = segment(function(_, room)
+    local view = walk_view
+    if view.free <= 0 then
+        return false
+    end
+    seen, seen_work = view.in_flight, view.work
+    if is_turn then
+        local class = oldest_late(room.classes, walk_now)
+        if class then
+            return class
+        end
+    end
+    return most_urgent(room.classes) or false
+end)
+
+
+-- look[class]: the servers as its cursor is to see them.
+local look = segment(function(_, class)
+    seen, seen_work = walk_see(class, walk_view)
+end)
+
+
+-- claimed_by[class]: the peer that its cursor claims, or -1.
+local claimed_by = segment(function(_, class)
+    local view = walk_view
+    local p, is_free = claim(class.count, class.server, class.weight,
+                             class.affinity, class.skip, class.service,
+                             seen, seen_work, view.rate, view.error,
+                             view.slots, view.sharing, view.limit,
+                             walk_now - class.cursor.arrival, view.uniform,
+                             view.scores)
+    has_room = is_free
+    return p
+end)
+
+
+-- Counts a claim of peer p, and binds the waiter where it has room.
+local function take(room, view, class, waiter, p)
+    local i = class.server[p]
+    view.in_flight[i] = view.in_flight[i] + 1
+    view.work[i] = view.work[i] + class.service * class.affinity[p]
+    if has_room then
+        view.free = view.free - 1
+        room.bound = is_turn and 0 or room.bound + 1
+        is_turn = room.bound >= TURNS - 1
+        _M.remove(room, waiter)
+        walk_bind(waiter, p)
+    else
+        class.claims = class.claims + 1
+        is_turn = false
+        if walk_claimed then
+            walk_claimed(waiter, p, class.urgency)
+        end
+    end
+end
+
+
+-- settle[p]: what follows from the claim, and the cursor one further.
+local settle = segment(function(_, p)
+    local class = walker
+    local waiter = class.cursor
+    local after = waiter.after
+    if p >= 0 then
+        take(walk_room, walk_view, class, waiter, p)
+    else
+        class.claims = huge
+    end
+    if class.claims >= CLAIMS then
+        after = false
+    end
+    class.cursor = after
+    if after then
+        class.urgency = urgency_of(class, after, walk_now,
+                                   walk_view.mean_service)
+    end
+end)
+
+
 -- Binds what can be bound. `view` has the state of the servers:
 --     in_flight, work      with this room's binds and claims added as it goes
 --     rate, error, slots, sharing, limit, mean_service, uniform, scores
@@ -181,66 +277,21 @@ end
 -- is to see; `claimed(waiter, p, urgency)`, with it, after each claim that
 -- stays one.
 function _M.drain(room, view, now, bind, see, claimed)
-    local classes = room.classes
-    rewind(classes, now, view.mean_service)
-    local is_turn = room.bound >= TURNS - 1
-    for _ = 1, CLAIMS * #classes + room.waiting do
-        if view.free <= 0 then
+    walk_room, walk_view, walk_now = room, view, now
+    walk_bind, walk_see, walk_claimed = bind, see, claimed
+    local _ = begin[room]
+    for _ = 1, CLAIMS * #room.classes + room.waiting do
+        walker = next_class[room]
+        if not walker then
             return
         end
-        local class
-        if is_turn then
-            class = oldest_late(classes, now)
-        end
-        class = class or most_urgent(classes)
-        if not class then
-            return
-        end
-        local waiter = class.cursor
-        local after = waiter.after
-        local in_flight, work = view.in_flight, view.work
-        local seen, seen_work = in_flight, work
         if see then
-            seen, seen_work = see(class, view)
+            _ = look[walker]
         end
-        local p, has_room = claim(class.count, class.server, class.weight,
-                                  class.affinity, class.skip, class.service,
-                                  seen, seen_work, view.rate, view.error,
-                                  view.slots, view.sharing, view.limit,
-                                  now - waiter.arrival, view.uniform,
-                                  view.scores)
-        if p >= 0 then
-            local i = class.server[p]
-            in_flight[i] = in_flight[i] + 1
-            work[i] = work[i] + class.service * class.affinity[p]
-            if has_room then
-                view.free = view.free - 1
-                room.bound = is_turn and 0 or room.bound + 1
-                is_turn = room.bound >= TURNS - 1
-                _M.remove(room, waiter)
-                bind(waiter, p)
-            else
-                class.claims = class.claims + 1
-                is_turn = false
-                if claimed then
-                    claimed(waiter, p, class.urgency)
-                end
-            end
-        else
-            class.claims = huge
-        end
-        if class.claims >= CLAIMS then
-            after = false
-        end
-        class.cursor = after
-        if after then
-            class.urgency = urgency_of(class, after, now, view.mean_service)
-        end
+        _ = settle[claimed_by[walker]]
     end
 end
 
--- See rule.pick. Interpreted, the walk costs a microsecond more a request that
--- waits; what it calls is compiled.
 off(_M.drain)
 
 

@@ -40,7 +40,6 @@ local floor = math.floor
 local huge = math.huge
 local max = math.max
 local min = math.min
-local off = require("jit").off
 
 local _M = {}
 
@@ -277,8 +276,6 @@ function _M.claim(count, server, weight, affinity, skip, service, in_flight,
     end
     return p, false
 end
-
-off(_M.claim)
 
 
 return _M
