@@ -35,8 +35,8 @@ from trimtab.model import Snapshot, Weights, Window
 from trimtab.overview import Change, View
 from trimtab.policy import Learned, Neutral
 from trimtab.store import StateStore, Store
+from trimtab.sums import accumulate, class_total
 from trimtab.traffic import History, Totals
-from trimtab.window import accumulate, class_total
 
 __all__ = ["Actuator", "Controller", "Policy", "Source", "assemble", "build"]
 

@@ -17,8 +17,8 @@ from trimtab.learn.features import Features
 from trimtab.learn.reward import art_per_request, reward, reward_at_most
 from trimtab.model import Weights, Window
 from trimtab.policy import Decision
+from trimtab.sums import accumulate
 from trimtab.trials import Trials
-from trimtab.window import accumulate
 
 __all__ = ["NEUTRAL_NAME", "Deciding", "Policy"]
 

@@ -23,7 +23,8 @@ from trimtab.discipline import SHARING, Discipline, Disciplines
 from trimtab.fits import Slots, least_slots, slots, two_way
 from trimtab.model import CONCURRENCY_LEVELS, PairCounters, Window
 from trimtab.queued import QueuedWork
-from trimtab.window import class_total, mean_seconds, std_seconds
+from trimtab.responses import mean_seconds, std_seconds
+from trimtab.sums import class_total
 
 __all__ = ["Estimates", "Estimator", "deadline_seconds", "shares"]
 

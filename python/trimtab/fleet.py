@@ -12,7 +12,8 @@ import numpy as np
 
 from trimtab.columns import Columns, Layout, Pairs, address_counters, pair_counters
 from trimtab.model import Connections, Snapshot, Window
-from trimtab.window import ROUNDING_RATIO, Meter, merge
+from trimtab.sums import merge
+from trimtab.window import ROUNDING_RATIO, Meter
 
 __all__ = ["Fleet"]
 

@@ -15,8 +15,9 @@ from trimtab.learn.actions import NEUTRAL, PROFILES
 from trimtab.learn.reward import tardiness
 from trimtab.model import PairCounters, Snapshot, Weights, Window
 from trimtab.policy import Decision
+from trimtab.responses import mean_seconds, percentile_seconds
 from trimtab.servers import servers
-from trimtab.window import accumulate, class_total, mean_seconds, percentile_seconds
+from trimtab.sums import accumulate, class_total
 
 __all__ = ["Change", "View", "classes", "discipline", "status", "upstreams"]
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from trimtab.learn.reward import tardiness
 from trimtab.model import BUCKET_BOUNDS_SECONDS, PairCounters, Window
-from trimtab.window import class_total
+from trimtab.sums import class_total
 
 __all__ = ["History", "Totals"]
 

@@ -2,35 +2,19 @@
 
 Counters are cumulative since `Snapshot.start`; a `Window` holds their increase. Increases are never
 negative and nothing is counted twice: a counter that went back began again from zero, so its later
-value is the increase. Sums of windows (over balancers, over time) and the statistics that are read
-from one (mean, standard deviation, percentiles) live here too; estimates do not.
+value is the increase. Sums of windows are in `sums`, the statistics that are read from one in
+`responses`.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from operator import add, attrgetter, lt, sub
+from operator import attrgetter, lt, sub
 from typing import Final, TypeVar
 
-from trimtab.model import (
-    BUCKET_BOUNDS_SECONDS,
-    AddressCounters,
-    Connections,
-    PairCounters,
-    Snapshot,
-    Window,
-)
+from trimtab.model import AddressCounters, PairCounters, Snapshot, Window
 
-__all__ = [
-    "Meter",
-    "accumulate",
-    "class_total",
-    "mean_seconds",
-    "merge",
-    "percentile_seconds",
-    "std_seconds",
-    "window",
-]
+__all__ = ["PAIR_SUMS", "ROUNDING_RATIO", "Meter", "window"]
 
 Number = TypeVar("Number", int, float)
 
@@ -60,10 +44,11 @@ _SECONDS: Final = (
     "unqueued_seconds",
     "unqueued_squared",
 )
-_PAIR_SUMS: Final = (*_COUNTS, *_SECONDS, "in_flight_seconds")
+# All of a pair that are numbers and add up.
+PAIR_SUMS: Final = (*_COUNTS, *_SECONDS, "in_flight_seconds")
 _counts: Final = attrgetter(*_COUNTS)
 _seconds: Final = attrgetter(*_SECONDS)
-_sums: Final = attrgetter(*_PAIR_SUMS)
+_sums: Final = attrgetter(*PAIR_SUMS)
 
 
 def _began_again(before: PairCounters, after: PairCounters) -> bool:
@@ -117,7 +102,7 @@ def _pair_increase(before: PairCounters, after: PairCounters, seconds: float) ->
     if _began_again(before, after):
         before = _reset(before, after)
     increases = _row_increase(_sums(before), _sums(after))
-    sums = dict(zip(_PAIR_SUMS, increases, strict=True))
+    sums = dict(zip(PAIR_SUMS, increases, strict=True))
     one, two, three, four, five = map(sub, after.responses, before.responses)
     # The integral is exact; a source without one leaves only the mean of two readings.
     integral = after.in_flight_seconds > 0
@@ -259,196 +244,3 @@ class Meter:
             return snapshot
         addresses = dict(snapshot.addresses) | dict(gone[: self.MAX_VANISHED])
         return replace(snapshot, pairs=pairs, addresses=addresses)
-
-
-def _add_rows(rows: Iterable[tuple[Number, ...]]) -> tuple[Number, ...]:
-    """Sum of equally long rows; rows that are absent or of another length than the first are
-    left out."""
-    total: tuple[Number, ...] = ()
-    for row in rows:
-        if not total:
-            total = row
-        elif len(row) == len(total):
-            total = tuple(map(add, total, row))
-    return total
-
-
-def _add_pairs(counters: Sequence[PairCounters], in_flight: float) -> PairCounters:
-    if len(counters) == 1:
-        return replace(counters[0], in_flight=in_flight)
-    total = _add_rows(map(_sums, counters))
-    sums = dict(zip(_PAIR_SUMS, total, strict=True))
-    one, two, three, four, five = map(sum, zip(*(c.responses for c in counters), strict=True))
-    return PairCounters(
-        in_flight=in_flight,
-        responses=(one, two, three, four, five),
-        buckets=_add_rows(c.buckets for c in counters),
-        **sums,
-    )
-
-
-def _add_addresses(counters: Sequence[AddressCounters]) -> AddressCounters:
-    """Sums; gauges are means by busy time, and a server is down when every balancer says so."""
-    busy = sum(c.busy_seconds for c in counters)
-    shares = [c.busy_seconds / busy if busy > 0 else 1 / len(counters) for c in counters]
-    return AddressCounters(
-        busy_seconds=busy,
-        completions_at=_add_rows(c.completions_at for c in counters),
-        seconds_at=_add_rows(c.seconds_at for c in counters),
-        rate=sum(c.rate * s for c, s in zip(counters, shares, strict=True)),
-        error_ratio=sum(c.error_ratio * s for c, s in zip(counters, shares, strict=True)),
-        down=all(c.down for c in counters),
-        ejections=sum(c.ejections for c in counters),
-        ejection=next((c.ejection for c in counters if c.ejection), ""),
-        ejection_seconds=max(c.ejection_seconds for c in counters),
-    )
-
-
-def _grouped(maps: Iterable[Mapping[str, PairCounters]]) -> dict[str, list[PairCounters]]:
-    groups: dict[str, list[PairCounters]] = {}
-    for peers in maps:
-        for address, counters in peers.items():
-            groups.setdefault(address, []).append(counters)
-    return groups
-
-
-def _addresses(windows: Sequence[Window]) -> dict[str, AddressCounters]:
-    groups: dict[str, list[AddressCounters]] = {}
-    for one in windows:
-        for address, counters in one.addresses.items():
-            groups.setdefault(address, []).append(counters)
-    return {address: _add_addresses(group) for address, group in groups.items()}
-
-
-def merge(windows: Sequence[Window]) -> Window:
-    """The sum of windows of several balancers over the same time. Raises ValueError for none.
-
-    Counts at n in flight are each balancer's own: with more than one they say little about the
-    server's, and `estimate` does not use them then.
-    """
-    if not windows:
-        raise ValueError("no window to merge")
-    if len(windows) == 1:
-        return windows[0]
-    names = dict.fromkeys(name for w in windows for name in w.pairs)
-    held = dict.fromkeys(name for w in windows for name in w.waiting)
-    gauges = ("active", "reading", "writing", "waiting")
-    return Window(
-        seconds=max(w.seconds for w in windows),
-        pairs={
-            name: {
-                address: _add_pairs(group, sum(c.in_flight for c in group))
-                for address, group in _grouped(w.pairs.get(name, {}) for w in windows).items()
-            }
-            for name in names
-        },
-        addresses=_addresses(windows),
-        waiting={name: sum(w.waiting.get(name, 0.0) for w in windows) for name in held},
-        connections=Connections(
-            **{g: sum(getattr(w.connections, g) for w in windows) for g in gauges}
-        ),
-        instances=sum(w.instances for w in windows),
-        disturbed=any(w.disturbed for w in windows),
-        unfollowed=all(w.unfollowed for w in windows),
-    )
-
-
-def accumulate(windows: Sequence[Window]) -> Window:
-    """The sum of consecutive windows. Raises ValueError for none.
-
-    Counters and lengths add up; in flight and waiting are means over the whole time, connections
-    and the gauges of addresses those of the last window.
-    """
-    if not windows:
-        raise ValueError("no window to accumulate")
-    last = windows[-1]
-    if len(windows) == 1:
-        return last
-    seconds = sum(w.seconds for w in windows)
-    pairs: dict[str, dict[str, PairCounters]] = {}
-    for name in dict.fromkeys(name for w in windows for name in w.pairs):
-        held: dict[str, float] = {}
-        for w in windows:
-            for address, counters in w.pairs.get(name, {}).items():
-                held[address] = held.get(address, 0.0) + counters.in_flight * w.seconds / seconds
-        pairs[name] = {
-            address: _add_pairs(group, held[address])
-            for address, group in _grouped(w.pairs.get(name, {}) for w in windows).items()
-        }
-    waiting: dict[str, float] = {}
-    for w in windows:
-        for name, count in w.waiting.items():
-            waiting[name] = waiting.get(name, 0.0) + count * w.seconds / seconds
-    addresses = _addresses(windows)
-    for address, now in last.addresses.items():
-        addresses[address] = replace(
-            addresses[address],
-            rate=now.rate,
-            error_ratio=now.error_ratio,
-            down=now.down,
-            ejection=now.ejection,
-            ejection_seconds=now.ejection_seconds,
-        )
-    return Window(
-        seconds=seconds,
-        pairs=pairs,
-        addresses=addresses,
-        waiting=waiting,
-        connections=last.connections,
-        instances=max(w.instances for w in windows),
-        disturbed=any(w.disturbed for w in windows),
-        unfollowed=any(w.unfollowed for w in windows),
-    )
-
-
-def class_total(of: Window, upstream: str) -> PairCounters:
-    """The counters of one class summed over its peers; zeros for an unknown class."""
-    peers = list(of.pairs.get(upstream, {}).values())
-    return _add_pairs(peers, sum(p.in_flight for p in peers)) if peers else PairCounters()
-
-
-def mean_seconds(of: PairCounters) -> float | None:
-    """Mean response time; None without a finished request."""
-    return of.response_time_seconds / of.requests if of.requests else None
-
-
-def _bucket_edges(index: int) -> tuple[float, float]:
-    low = BUCKET_BOUNDS_SECONDS[index - 1] if index else 0.0
-    high = BUCKET_BOUNDS_SECONDS[min(index, len(BUCKET_BOUNDS_SECONDS) - 1)]
-    return low, high
-
-
-def std_seconds(of: PairCounters) -> float | None:
-    """Standard deviation of the response times (of the population); None when it is unknown.
-
-    From the sum of squares, or else from the buckets, each at its middle (12% off at most within
-    a bucket of half an octave).
-    """
-    if of.requests and of.response_time_squared > 0:
-        mean = of.response_time_seconds / of.requests
-        return math.sqrt(max(of.response_time_squared / of.requests - mean * mean, 0.0))
-    count = sum(of.buckets)
-    if len(of.buckets) != len(BUCKET_BOUNDS_SECONDS) + 1 or not count:
-        return None
-    middles = [sum(_bucket_edges(b)) / 2 for b in range(len(of.buckets))]
-    mean = sum(n * m for n, m in zip(of.buckets, middles, strict=True)) / count
-    square = sum(n * (m - mean) ** 2 for n, m in zip(of.buckets, middles, strict=True)) / count
-    return math.sqrt(square)
-
-
-def percentile_seconds(of: PairCounters, ratio: float) -> float | None:
-    """The response time that `ratio` (0 to 1) of the requests did not exceed; None when unknown.
-
-    Interpolated within a bucket; the last bucket has no upper bound and gives its lower one.
-    """
-    count = sum(of.buckets)
-    if len(of.buckets) != len(BUCKET_BOUNDS_SECONDS) + 1 or not count:
-        return None
-    wanted = ratio * count
-    below = 0
-    for index, inside in enumerate(of.buckets):
-        if inside and below + inside >= wanted:
-            low, high = _bucket_edges(index)
-            return low + (high - low) * max(wanted - below, 0.0) / inside
-        below += inside
-    return BUCKET_BOUNDS_SECONDS[-1]

@@ -14,8 +14,9 @@ from trimtab.actuators import nginx_binary, nginx_conf
 from trimtab.actuators.nginx_process import NginxProcess
 from trimtab.actuators.stock import Stock
 from trimtab.config import Config
+from trimtab.responses import std_seconds
 from trimtab.sources.stock import Vts
-from trimtab.window import Meter, std_seconds
+from trimtab.window import Meter
 
 MODULE = os.environ.get("TRIMTAB_VTS_MODULE", "")
 

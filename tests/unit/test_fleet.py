@@ -11,7 +11,8 @@ from trimtab import messages
 from trimtab.fleet import Fleet
 from trimtab.model import Snapshot, Window
 from trimtab.sources.reported import Reported
-from trimtab.window import Meter, merge
+from trimtab.sums import merge
+from trimtab.window import Meter
 
 
 def plain(meters: dict[str, Meter], snapshots: list[Snapshot]) -> Window | None:

@@ -16,16 +16,9 @@ from trimtab.model import (
     Snapshot,
     Window,
 )
-from trimtab.window import (
-    Meter,
-    accumulate,
-    class_total,
-    mean_seconds,
-    merge,
-    percentile_seconds,
-    std_seconds,
-    window,
-)
+from trimtab.responses import mean_seconds, percentile_seconds, std_seconds
+from trimtab.sums import accumulate, class_total, merge
+from trimtab.window import Meter, window
 
 BUCKETS = len(BUCKET_BOUNDS_SECONDS) + 1
 

@@ -20,8 +20,9 @@ from trimtab.learn.clusters import Clusters, fit, fit_bic
 from trimtab.learn.features import Features, features
 from trimtab.model import Connections, PairCounters, Snapshot, Window
 from trimtab.sources.collected import NOT_2XX_3XX, Reading, read_lines
+from trimtab.sums import accumulate
 from trimtab.terminal import table
-from trimtab.window import Meter, accumulate
+from trimtab.window import Meter
 
 __all__ = ["WINDOW_SECONDS", "add_arguments", "observations", "run", "windows_of"]
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from trimtab.model import Window
-from trimtab.window import class_total, mean_seconds
+from trimtab.responses import mean_seconds
+from trimtab.sums import class_total
 
 __all__ = ["Features", "demand", "features"]
 

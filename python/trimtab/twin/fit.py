@@ -14,7 +14,8 @@ from typing import Any, Final
 from trimtab.errors import StateError
 from trimtab.estimate import Estimator
 from trimtab.model import Window
-from trimtab.window import accumulate, class_total, mean_seconds
+from trimtab.responses import mean_seconds
+from trimtab.sums import accumulate, class_total
 
 __all__ = ["Fit", "FittedClass", "from_status", "from_windows"]
 

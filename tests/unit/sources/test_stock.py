@@ -11,10 +11,11 @@ import pytest
 from trimtab.config import parse
 from trimtab.errors import ConfigError, SourceError
 from trimtab.model import Snapshot, Window
+from trimtab.responses import percentile_seconds, std_seconds
 from trimtab.sources.names import Names
 from trimtab.sources.stock import Vts, page_urls
 from trimtab.sources.vts import parse as parse_status
-from trimtab.window import Meter, percentile_seconds, std_seconds
+from trimtab.window import Meter
 from vts_replay import CAPTURES, GROUPS, Replay, configuration, replay
 
 OLD, NEW = "v0.1.18", "v0.2.7-head"
