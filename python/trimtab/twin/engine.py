@@ -310,7 +310,7 @@ def _loop(
                             c.sharing, uniform, scores,
                         )  # fmt: skip
                         g = c.server[b, bound]
-                        if k.in_flight[g] >= limit(b, g, c, k):
+                        if k.in_flight[g] >= limit(b, g, now, c, k):
                             bound = -1
                     if bound < 0:
                         push(r, b, j, job)

@@ -37,7 +37,10 @@ CLAIMS: Final = 32
 DEADLINE_SERVICES: Final = 4.0
 LOOK_SERVICES: Final = 1.0
 TURNS: Final = 8
-MIN_RATE: Final = 1e-6  # limits.lua
+# limits.lua
+MIN_RATE: Final = 1e-6
+TRIAL_EVERY_SECONDS: Final = 8.0
+TRIAL_SECONDS: Final = 1.0
 
 NOBODY: Final = -1
 
@@ -112,10 +115,11 @@ def bare_room(of: Room) -> Room:
 
 
 @inlined
-def limit(b: int, g: int, c: Control, k: Balancers) -> float:
+def limit(b: int, g: int, now: float, c: Control, k: Balancers) -> float:
     """The most that balancer b lets server g have in flight, as limits.lua has it."""
+    is_exact = c.given[g] != 0 or now % TRIAL_EVERY_SECONDS >= TRIAL_SECONDS
     seconds = c.mean_service[b] / max(k.rate[g], MIN_RATE)
-    most: float = _limit(c.slots[g], c.given[g] != 0, seconds)
+    most: float = _limit(c.slots[g], is_exact, seconds)
     return most
 
 
@@ -224,7 +228,7 @@ def bind(
             g = c.server[b, p]
             r.in_flight[g] = k.in_flight[g]
             r.work[g] = k.work[g]
-            r.limit[g] = limit(b, g, c, k)
+            r.limit[g] = limit(b, g, now, c, k)
             r.free[b] += max(0.0, r.limit[g] - k.in_flight[g])
         for j in range(r.first.shape[1]):
             r.cursor[b, j] = r.first[b, j]

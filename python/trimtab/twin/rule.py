@@ -32,7 +32,7 @@ PRIOR_JOBS: Final = 2.0
 LOOKAHEAD: Final = 0.5
 SHORT_SECONDS: Final = 0.006
 SHORT_SLACK: Final = 1.0
-ESTIMATED_SLACK: Final = 2.0
+TRIAL_SLACK: Final = 2.0
 
 
 def score(
@@ -156,15 +156,15 @@ def forget(error: float, seconds: float) -> float:
     return error * math.exp(-seconds / IDLE_TAU_SECONDS)
 
 
-def limit(slots: float, is_given: bool, service: float) -> float:
+def limit(slots: float, is_exact: bool, service: float) -> float:
     """Requests that a server may have in flight before others wait; infinite for unknown slots.
 
-    `is_given`: configured, not estimated; `service` is the mean service time there.
+    `is_exact`: not an estimate that is tried out; `service` is the mean service time there.
     """
     if slots < 1:
         return math.inf
-    if not is_given:
-        return slots + ESTIMATED_SLACK
+    if not is_exact:
+        return slots + TRIAL_SLACK
     return slots + SHORT_SLACK if service < SHORT_SECONDS else slots
 
 

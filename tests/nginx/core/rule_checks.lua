@@ -115,9 +115,13 @@ local function replay_room(case)
         sharing = doubles(case.sharing),
         mean_service = case.mean_service, scores = zeros(count),
     }
-    for i = 1, count do
-        view.limit[i - 1] = rule.limit(case.slots[i], case.given[i],
-                                       case.mean_service / case.rate[i])
+    -- As limits.lua does, on the clock of the case.
+    local function refresh(now)
+        for i = 1, count do
+            view.limit[i - 1] = rule.limit(case.slots[i],
+                                           case.given[i] or now % 8 >= 1,
+                                           case.mean_service / case.rate[i])
+        end
     end
     local classes = {}
     for c, class in ipairs(case.classes) do
@@ -180,6 +184,7 @@ local function replay_room(case)
         local what, now, which, uniform = unpack(operation)
         bound = {}
         play[what](now, which)
+        refresh(now)
         local free = 0
         for i = 0, count - 1 do
             view.in_flight[i], view.work[i] = n[i], work[i]

@@ -116,3 +116,23 @@ def test_a_long_class_waits_for_the_fast_server() -> None:
         shares.append((held.outcome.peer[requests.kind == 0] == 0).mean())
     assert np.median(ratios) < 1.0
     assert np.median(shares) < 0.02
+
+
+def test_estimated_slots_are_tried_out_one_second_in_eight() -> None:
+    """A server whose slots are an estimate gets two requests more then, and none otherwise."""
+    requests = poisson(COUNT // 4, 30.0, mean_work=(0.1,), deadline=(0.5,))
+    one = World(
+        Servers.alike(1, 2), requests, upstreams=["a"], addresses=["s0"], deadlines={"a": 0.5},
+        hold=True,
+    )  # fmt: skip
+    one._control.given[:] = 0
+    beyond = []
+    for _ in range(32):
+        before = sum(one.read()[0].addresses["s0"].seconds_at[2:])
+        one.advance(1.0)
+        beyond.append(sum(one.read()[0].addresses["s0"].seconds_at[2:]) - before)
+    shown = one.read()[0].addresses["s0"].seconds_at
+    assert sum(shown[4:]) == 0
+    assert all(beyond[second] > 0.3 for second in range(8, 32, 8))
+    # What was sent there in the last moment of a trial is still there a little later.
+    assert sum(b for second, b in enumerate(beyond) if second % 8 > 1) == 0

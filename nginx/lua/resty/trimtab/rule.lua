@@ -77,8 +77,8 @@ local LOOKAHEAD = 0.5
 local SHORT_SECONDS = 0.006
 local SHORT_SLACK = 1
 
--- And where the slots are an estimate.
-local ESTIMATED_SLACK = 2
+-- And where the slots are an estimate that is tried out.
+local TRIAL_SLACK = 2
 
 
 -- Expected delay in seconds, divided by weight, of a request of own work
@@ -202,17 +202,17 @@ end
 
 
 -- Requests that a server may have in flight before others wait in nginx.
--- `slots` 0 is unknown: no limit. `is_given`: by the configuration, and not
--- an estimate, which one of too few slots would make come true: with the
--- slots never more than full, nothing shows that there are others.
+-- `slots` 0 is unknown: no limit. `is_exact`: not an estimate to be tried
+-- out; one of too few slots would come true, as with the slots never more than
+-- full nothing shows that there are others: see limits.lua.
 -- `service` is the mean service time there in seconds. Where it is short the
 -- time to hand over the next request counts, and one more queues there.
-function _M.limit(slots, is_given, service)
+function _M.limit(slots, is_exact, service)
     if slots < 1 then
         return huge
     end
-    if not is_given then
-        return slots + ESTIMATED_SLACK
+    if not is_exact then
+        return slots + TRIAL_SLACK
     end
     return service < SHORT_SECONDS and slots + SHORT_SLACK or slots
 end
