@@ -4,8 +4,9 @@ in force gets its reward, and the next one is chosen.
     windows → decision window → reward → Policy.learn, Trials.judge → Policy.decide → Trials.permit
 
 The policy says what it thinks best, the trials what may be in force. A decision window ends early
-when it is hopeless already, or when the present state is none of those that were learned in: then
-neutral follows at once. No I/O, no clock: time is what the windows say.
+when it is hopeless already, when an unproven profile has cost what it may, or when the present
+state is none of those that were learned in: then neutral follows at once. No I/O, no clock: time is
+what the windows say.
 """
 
 from collections.abc import Mapping
@@ -114,7 +115,8 @@ class Deciding:
         done = accumulate([self._window, window] if self._window else [window])
         most = reward_at_most(done, deadlines, self._length)
         hopeless = most is not None and self._trials.hopeless(used, most)
-        if done.seconds < self._length and not hopeless:
+        costly = not hopeless and self._costly(used, done, deadlines)
+        if done.seconds < self._length and not (hopeless or costly):
             self._window = done
             return ""
         self._window = None
@@ -123,17 +125,23 @@ class Deciding:
         if gained is None or art is None:
             return ""  # too little traffic to say anything: go on with the profile
         self.reward, self.art_per_1000 = gained, 1000 * art
-        reason = self._next(used, gained, outside, hopeless=hopeless)
+        self._trials.count(used, art * done.requests, done.requests)
+        reason = self._next(used, gained, outside, hopeless=hopeless, costly=costly)
         return f"shadow, W stays 1; would be {reason}" if shadow else reason
 
-    def _next(self, used: str, gained: float, outside: str, *, hopeless: bool) -> str:
+    def _costly(self, used: str, done: Window, deadlines: Mapping[str, float]) -> bool:
+        art = art_per_request(done, deadlines)
+        return art is not None and self._trials.costly(used, art * done.requests, done.requests)
+
+    def _next(self, used: str, gained: float, outside: str, *, hopeless: bool, costly: bool) -> str:
         self._policy.learn(used, gained)
-        judged = self._trials.judge(used, gained, hopeless=hopeless)
+        judged = self._trials.judge(used, gained, hopeless=hopeless, costly=costly)
         self.decision = self._policy.decide()
         self.profile, instead = self._trials.permit(
             self.decision.profile, self.decision.exploring, outside
         )
-        why = "; ".join(filter(None, (judged, instead))) or self.decision.reason
+        cost = f"{used} broken off: it has cost all that trials may" if costly else ""
+        why = "; ".join(filter(None, (cost, judged, instead))) or self.decision.reason
         return f"{self.profile}: {why}"
 
     def _break_off(self) -> None:

@@ -6,7 +6,8 @@ the neutral ones beside it, so that a load that rises or falls steadily cancels.
 in reward is above 0 with confidence it is *promoted*; when it is not after some switchbacks, it is
 *reverted* and rests. A promoted profile stays measured: one window in so many is held back
 (neutral), and compared with those beside it; a gain that is surely negative reverts it, and so do
-two bad windows in a row, or a single one that is hopeless before it is over.
+two bad windows in a row, or a single one that is hopeless before it is over. Until it is promoted
+its windows also end when it has cost what trials may cost (`allowance`), and count as bad then.
 
     gain of a switchback   g = r(B) − (r(A₁) + r(A₂))/2; held back: (r(B₁) + r(B₂))/2 − r(A)
     promoted when          mean(g) − t(f)·s·√(4/3)/√n > 0, from the third switchback on
@@ -27,6 +28,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from trimtab.allowance import Allowance
 from trimtab.learn.qlearning import MOST_REWARD
 
 __all__ = ["STAGES", "Trials"]
@@ -125,6 +127,7 @@ class Trials:
         self._explored: list[bool] = []
         self._chain: deque[tuple[str, float]] = deque(maxlen=3)  # the last windows, unbroken
         self._since_neutral = 0  # decisions
+        self.allowance = Allowance()
 
     # Choices
 
@@ -188,9 +191,11 @@ class Trials:
 
     # Rewards
 
-    def judge(self, profile: str, reward: float, *, hopeless: bool = False) -> str:
+    def judge(
+        self, profile: str, reward: float, *, hopeless: bool = False, costly: bool = False
+    ) -> str:
         """Take the reward of a decision window in, of a profile that was in force through it; what
-        it changed, for the journal, or "". `hopeless`: it was broken off, see there."""
+        it changed, for the journal, or "". `hopeless`, `costly`: it was broken off, see there."""
         if not abs(reward) <= MOST_REWARD:
             self.interrupt()
             return ""
@@ -200,7 +205,7 @@ class Trials:
         elif self._windows >= BASELINE_WINDOWS:
             trial = self._trials.setdefault(profile, _Trial())
             margin = self._margin(BAD_MARGIN, BAD_DEVIATIONS)
-            trial.bad = trial.bad + 1 if reward < self._mean - margin else 0
+            trial.bad = trial.bad + 1 if costly or reward < self._mean - margin else 0
             if hopeless or trial.bad >= BAD_WINDOWS:
                 return self._revert(
                     profile,
@@ -220,6 +225,20 @@ class Trials:
         if profile == self._neutral or self._windows < BASELINE_WINDOWS:
             return False
         return most < self._mean - self._margin(HOPELESS_MARGIN, HOPELESS_DEVIATIONS)
+
+    def costly(self, profile: str, tardiness: float, requests: float) -> bool:
+        """Whether a profile that has not won has cost all that it may: see `allowance`."""
+        return self._unproven(profile) and self.allowance.exceeded(tardiness, requests)
+
+    def count(self, profile: str, tardiness: float, requests: float) -> None:
+        """Take the tardiness of a decision window in that has ended."""
+        if profile == self._neutral:
+            self.allowance.earn(tardiness, requests)
+        elif self._unproven(profile):
+            self.allowance.pay(tardiness, requests)
+
+    def _unproven(self, profile: str) -> bool:
+        return self._prove and profile != self._neutral and self._stage(profile) != "promoted"
 
     def interrupt(self) -> None:
         """The next window does not follow the last one: no switchback goes over the gap."""
@@ -313,6 +332,7 @@ class Trials:
         """As JSON-able data."""
         return {
             "neutral": [self._windows, self._mean, self._variance],
+            "allowance": self.allowance.to_state(),
             "profiles": {
                 p: [t.stage, list(t.gains), t.bad, t.rest, t.reverts]
                 for p, t in self._trials.items()
@@ -326,6 +346,8 @@ class Trials:
         windows, mean, variance = int(windows), float(mean), float(variance)
         if not (abs(mean) <= MOST_REWARD and 0 <= variance < math.inf and windows >= 0):
             raise ValueError(f"neutral rewards {state['neutral']!r}")
+        # Absent in states of version 0.1.
+        allowance = Allowance.of_state(state.get("allowance", (0.0, 0.0, 0.0, 0.0)))
         trials = {}
         for profile, (stage, gains, *counts) in state["profiles"].items():
             bad, rest, reverts = (int(n) for n in counts)
@@ -338,4 +360,5 @@ class Trials:
             )
         self._windows, self._mean, self._variance = windows, mean, variance
         self._trials = trials
+        self.allowance = allowance
         self.interrupt()

@@ -73,7 +73,14 @@ def test_a_poisoned_file_praises_the_inverse(compared: Comparison) -> None:
     assert enemy.table["overall"] == [["twin", 8, 3.0, 0.01]]
 
 
-@pytest.mark.parametrize("arguments", [["--twin"], ["learning", "--twin", "--duration", "1"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--twin"],
+        ["learning", "--twin", "--duration", "1"],
+        ["learning", "--twin", "--balancer", "nobody"],
+    ],
+)
 def test_wrong_arguments_are_refused_before_anything_runs(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -72,12 +72,39 @@ def test_a_better_profile_is_promoted_in_four_switchbacks() -> None:
     assert one.profile == "twin"
 
 
+def test_an_unproven_profile_is_broken_off_when_it_has_cost_its_share() -> None:
+    """A profile of one and a half times neutral's ART, not hopeless by far: its windows end when it
+    has cost a fiftieth of what neutral was late, and the second time it is reverted."""
+    one, _, trials = deciding()
+    run(one, 0.1, 10)
+    seconds = {"neutral": 60, "twin": 0}
+    said = []
+    for _ in range(40):
+        seconds[one.profile] += 1
+        said += run(one, 0.15 if one.profile == "twin" else 0.1, 1)
+    assert any("it has cost all that trials may" in reason for reason in said)
+    assert any("twin reverted" in reason for reason in said)
+    # Neutral was late by 10 a second, twin by 5 more: with 5 to spare, each time one second more.
+    assert 2 <= seconds["twin"] <= 8
+    assert trials.allowance.left < 0.02 * 10 * seconds["neutral"]
+
+
+def test_what_was_promoted_is_not_broken_off() -> None:
+    """It has proven itself, and the holdback watches it: a window somewhat worse ends as any."""
+    one, _, trials = deciding(prove=False)
+    run(one, 0.1, 10)
+    assert one.profile == "twin"
+    assert run(one, 0.12, 9) == []
+    assert not trials.costly("twin", 1e6, 100)
+
+
 def test_a_hopeless_window_ends_at_once() -> None:
     """A profile that is ten times worse is back to neutral after a few seconds, not after the
     window; the learner is told a reward that is no better than it was."""
     one, policy, trials = deciding()
     run(one, 0.1, 10)
     assert one.profile == "twin"
+    trials.allowance.left = 1e9  # else it would end for its cost before
     seconds = 0
     while one.profile == "twin":
         said = run(one, 1.0, 1)

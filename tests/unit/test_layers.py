@@ -19,7 +19,7 @@ ROWS = (
     ("errors", "model"),
     ("alarm", "children", "logs", "notify", "paths", "tables", "terminal", "v1"),
     # 1: the configuration and what computes without I/O
-    ("checks", "columns", "responses"),
+    ("allowance", "checks", "columns", "responses"),
     (
         "bounds",
         "config",

@@ -55,21 +55,32 @@ def run(arguments: argparse.Namespace) -> int:
     wanted = arguments.scenario or SCENARIOS
     chosen = [find(name) for name in (names() if "all" in wanted else dict.fromkeys(wanted))]
     directory = arguments.output / "learning"
-    who = (*LEARNERS, *FAULTS)
+    who = _who(arguments.balancer)
     blocks = []
     for scenario in chosen:
         with terminal.Progress(seconds * seeds * len(who), unit="simulated s") as bar:
             try:
                 config = configuration(scenario)
-                files = _train(scenario, config, directory, ("table", "dqn"), bar.say)
+                methods = ("table", "dqn") if "dqn" in who else ("table",)
+                files = _train(scenario, config, directory, methods, bar.say)
                 compared = Comparison(scenario, config, files["table"], files.get("dqn"), seconds)
                 compared.run(who, range(1, seeds + 1), lambda at, what: bar.update(at, what))
             except KeyboardInterrupt:
                 return 130
-        blocks.append(_table(compared, seeds, markdown=arguments.markdown))
+        blocks.append(_table(compared, who, seeds, markdown=arguments.markdown))
         print(blocks[-1] + "\n", flush=True)
     (directory / "learning.md").write_text("\n\n".join(blocks) + "\n", encoding="utf-8")
     return 0
+
+
+def _who(wanted: Sequence[str] | None) -> list[str]:
+    """Who is compared in the twin, the heuristic always among them. Raises ConfigError."""
+    known = (*LEARNERS, *FAULTS)
+    if strange := [name for name in wanted or () if name not in (*known, "all")]:
+        raise ConfigError(f"no learner {strange[0]!r}; there are {', '.join(known)}")
+    if not wanted or "all" in wanted:
+        return list(known)
+    return [name for name in known if name in wanted or name == BASE]
 
 
 def _train(
@@ -203,11 +214,11 @@ def _titled(title: str, header: list[str], rows: list[list[str]], *, markdown: b
     return "\n".join([f"{title}:", "", *lines])
 
 
-def _table(of: Comparison, seeds: int, *, markdown: bool) -> str:
+def _table(of: Comparison, who_: Sequence[str], seeds: int, *, markdown: bool) -> str:
     header = ["in force", *(f"ART/1000 {h}" for h in HALVES), *(f"to {BASE} {h}" for h in HALVES)]
     header.append("promoted, minutes")
     rows = []
-    for who in (*LEARNERS, *FAULTS):
+    for who in who_:
         if who not in of.art:
             rows.append([who, *["-"] * 5])
             continue
