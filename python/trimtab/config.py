@@ -189,8 +189,8 @@ class Stock:
     # At most so many in an hour.
     reloads_per_hour: int = key(integer(1, 3600), default=60)
     # A reload is worth it when the share of a server changes by more than this. Estimates of a
-    # steady server differ by some per cent from one reload to the next.
-    material_ratio: float = key(number(0.01, 10), default=0.1)
+    # steady server differ by some per cent from one reload to the next: with 0.1 there are fewer.
+    material_ratio: float = key(number(0.01, 10), default=0.05)
     # How long new workers have to answer; after it the old configuration is restored.
     verify_seconds: float = key(number(0.1, 600), default=15.0)
 

@@ -278,7 +278,7 @@ _STARTER: Final = """\
 # Limits on reloads, and the change of a share that is worth one.
 # reload_min_seconds = 30
 # reloads_per_hour = 60
-# material_ratio = 0.1
+# material_ratio = 0.05
 # verify_seconds = 15
 
 [learning]

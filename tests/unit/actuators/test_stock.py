@@ -62,16 +62,16 @@ def test_weights_come_into_force(running: Stocked) -> None:
 
 
 def test_without_a_material_change_nothing_is_reloaded(running: Stocked) -> None:
-    """The same weights, or shares within 10%, are a new generation but no reload; small steps that
+    """The same weights, or shares within 5%, are a new generation but no reload; small steps that
     add up are one."""
     stock = Stock(running.config)
     stock.apply(weights(1, a=1.0, b=1.0))
     before = running.reloads
     stock.apply(weights(2, a=1.0, b=1.0))
-    stock.apply(weights(3, a=1.0, b=1.09))
-    stock.apply(weights(4, a=1.0, b=1.18))
+    stock.apply(weights(3, a=1.0, b=1.04))
+    stock.apply(weights(4, a=1.0, b=1.08))
     assert running.reloads == before
-    stock.apply(weights(5, a=1.0, b=1.25))
+    stock.apply(weights(5, a=1.0, b=1.12))
     assert running.reloads == before + 1
 
 
