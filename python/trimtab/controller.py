@@ -10,35 +10,30 @@ How to estimate, decide or bound lives elsewhere; nothing here sleeps or does I/
 """
 
 import logging
-import math
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Final, Protocol
 
 from trimtab import overview
-from trimtab.config import Config, Upstream
+from trimtab.config import Config
 from trimtab.deciding import NEUTRAL_NAME, Deciding, Policy
 from trimtab.discipline import SHARING, news
 from trimtab.errors import SourceError, TrimtabError
-from trimtab.estimate import FORGET_SECONDS, Estimates, Estimator, deadline_seconds
+from trimtab.estimate import FORGET_SECONDS, Estimates, Estimator
 from trimtab.explain import explain
 from trimtab.fleet import Fleet
 from trimtab.guard import Guard
 from trimtab.journal import Entry, Journal
-from trimtab.learn.features import features
-from trimtab.learn.trained import load as load_trained
 from trimtab.model import Snapshot, Weights, Window
+from trimtab.observation import Observation
 from trimtab.overview import Change, View
-from trimtab.policy import Learned, Neutral
-from trimtab.store import StateStore, Store
-from trimtab.sums import accumulate, class_total
+from trimtab.store import StateStore
 from trimtab.traffic import History, Totals
 
-__all__ = ["Actuator", "Controller", "Policy", "Source", "assemble", "build"]
+__all__ = ["Actuator", "Controller", "Policy", "Source"]
 
 _log: Final = logging.getLogger(__name__)
 
@@ -47,9 +42,6 @@ RECENT_SECONDS: Final = 10.0
 
 # At 50 requests/s and server and windows of 2 s: a rate within 5%, the default material change.
 STOCK_FORGET_WINDOWS: Final = 3.0
-
-# Requests of a class before its mean and standard deviation make a deadline.
-DEADLINE_REQUESTS: Final = 30
 
 
 def _forget_seconds(config: Config) -> float:
@@ -120,20 +112,13 @@ class Controller:
         self._store = store
         self._clock = clock
         self._wall = wall
-        self._names = [u.name for u in config.upstreams]
         addresses = {u.name: [p.address for p in u.peers] for u in config.upstreams}
         slots = {p.address: p.slots for u in config.upstreams for p in u.peers}
-        self._addresses = list(slots)
         self._disciplines = {p.address: p.discipline for u in config.upstreams for p in u.peers}
         sharing = [address for address, told in self._disciplines.items() if told == SHARING]
         self._estimator = Estimator(addresses, slots, _forget_seconds(config), sharing=sharing)
         self._estimates = Estimates()
-        # What the operator gave stands; the others follow the observation.
-        self._deadlines = {
-            u.name: u.deadline_seconds for u in config.upstreams if u.deadline_seconds is not None
-        }
-        self._observed_seconds = 0.0
-        self._observed: Window | None = None  # while a class lacks its deadline
+        self._observation = Observation(config, policy)
         self._recent: deque[Window] = deque()
         self._fleet = Fleet()
         self._deciding = Deciding(policy, guard.trials, config.learning.decision_seconds)
@@ -167,13 +152,9 @@ class Controller:
     @property
     def phase(self) -> str:
         """One of observing, learning and fixed."""
-        if not self._observation_done or not self._policy.fitted:
+        if not self._observation.done or not self._policy.fitted:
             return "observing"
         return "learning" if self._config.learning.enabled else "fixed"
-
-    @property
-    def _observation_done(self) -> bool:
-        return self._observed_seconds >= self._config.learning.observe_seconds
 
     def step(self) -> None:
         """Read, estimate, observe, perhaps decide, act. Raises TrimtabError when the weights could
@@ -185,7 +166,8 @@ class Controller:
                 self._remember(window)
                 if window.requests:
                     self._estimate(window)
-                    self._observe(window)
+                    for told in self._observation.take(window):
+                        self._events.append(_Event(kind="observation", reason=told))
                     cause = self._decide(window) or cause
             self._act(cause)
         finally:
@@ -225,46 +207,17 @@ class Controller:
 
     def _remember(self, window: Window) -> None:
         self._measured_at = self._clock()
-        self._totals.take(window, self._deadlines)
-        self._history.take(window, self._deadlines, self._wall())
+        self._totals.take(window, self._observation.deadlines)
+        self._history.take(window, self._observation.deadlines, self._wall())
         self._recent.append(window)
         while sum(w.seconds for w in self._recent) - self._recent[0].seconds >= RECENT_SECONDS:
             self._recent.popleft()
-
-    def _observe(self, window: Window) -> None:
-        """Features to the policy; deadlines and states at the end of the observation."""
-        self._observed_seconds += window.seconds
-        told = self._policy.observe(features(window, self._names, self._addresses), window.seconds)
-        if told:
-            self._events.append(_Event(kind="observation", reason=told))
-        missing = [u for u in self._config.upstreams if u.name not in self._deadlines]
-        if missing:
-            self._observed = accumulate([self._observed, window] if self._observed else [window])
-        if not self._observation_done:
-            return
-        if not self._policy.fitted:
-            self._events.append(_Event(kind="observation", reason=self._policy.fit()))
-        for upstream in missing:
-            self._set_deadline(upstream)
-        if all(u.name in self._deadlines for u in missing):
-            self._observed = None
-
-    def _set_deadline(self, upstream: Upstream) -> None:
-        """From the observation, once the class was seen enough."""
-        if self._observed is None:
-            return
-        total = class_total(self._observed, upstream.name)
-        deadline = deadline_seconds(total, upstream.priority)
-        if deadline is not None and total.requests >= DEADLINE_REQUESTS:
-            self._deadlines[upstream.name] = deadline
-            told = f"deadline of {upstream.name}: {deadline:.4g} s, as observed"
-            self._events.append(_Event(kind="observation", reason=told))
 
     def _decide(self, window: Window) -> _Event | None:
         """A decision of this step, or None."""
         if self.phase != "learning" or window.disturbed or window.unfollowed:
             return None
-        reason = self._deciding.take(window, self._deadlines, shadow=self._guard.shadow)
+        reason = self._deciding.take(window, self._observation.deadlines, shadow=self._guard.shadow)
         if not reason:
             return None
         decision = _Event(kind="decision", reason=reason)
@@ -276,7 +229,7 @@ class Controller:
         changed = False
         try:
             proposed = self._policy.propose(
-                self._estimates, self._deadlines, self._deciding.profile
+                self._estimates, self._observation.deadlines, self._deciding.profile
             )
             with self._operator:
                 orders, self._orders = self._orders, []
@@ -372,8 +325,7 @@ class Controller:
             guard = self._guard.to_state()
         self._store.save(
             {
-                "observed_seconds": self._observed_seconds,
-                "deadlines": self._deadlines,
+                **self._observation.to_state(),
                 "profile": self._deciding.profile,
                 "estimator": self._estimator.to_state(),
                 "policy": self._policy.to_state(),
@@ -393,10 +345,7 @@ class Controller:
         if state is None:
             return False
         try:
-            observed = float(state["observed_seconds"])
-            deadlines = {str(n): float(d) for n, d in state["deadlines"].items()}
-            if not all(math.isfinite(v) and v > 0 for v in (observed + 1, *deadlines.values())):
-                raise ValueError("a time of the saved state is not finite and positive")
+            observed = self._observation.parsed(state)
             journal = Journal.entries_of(state.get("journal", ()))
             self._guard.restore(state["guard"])
             self._estimator.restore(state["estimator"])
@@ -407,12 +356,7 @@ class Controller:
             )
             return False
         self._journal.restore(journal)
-        self._observed_seconds = observed
-        self._deadlines = {n: d for n, d in deadlines.items() if n in self._names} | {
-            u.name: u.deadline_seconds
-            for u in self._config.upstreams
-            if u.deadline_seconds is not None
-        }
+        self._observation.restore(observed)
         self._deciding.profile = str(state.get("profile", NEUTRAL_NAME))
         self._estimates = self._estimator.estimates()
         return True
@@ -424,10 +368,10 @@ class Controller:
             guard = self._guard.status()
         return View(
             phase=self.phase,
-            observed_seconds=self._observed_seconds,
+            observed_seconds=self._observation.seconds,
             weights=self._in_force,
             estimates=self._estimates,
-            deadlines=dict(self._deadlines),
+            deadlines=dict(self._observation.deadlines),
             decision=self._deciding.decision,
             profile=self._deciding.profile,
             reward=self._deciding.reward,
@@ -446,46 +390,3 @@ class Controller:
         """What is known and done after the last step, JSON-able: see `overview.status`."""
         status = overview.status(self._view, self._config, self._clock())
         return status | {"totals": self._totals.status()}
-
-
-def build(
-    config: Config,
-    source: Source,
-    actuator: Actuator,
-    store_path: str | Path,
-    clock: Callable[[], float] = time.monotonic,
-) -> Controller:
-    """The controller of a policy server, with its state in the directory `store_path`.
-
-    Its first weights are in force when this returns. Raises StateError when the directory cannot
-    be used or the trained file is damaged or of other servers, ConfigError and the like when the
-    first weights cannot be put in force.
-    """
-    return assemble(config, source, actuator, lambda: Store(store_path), clock)
-
-
-def assemble(
-    config: Config,
-    source: Source,
-    actuator: Actuator,
-    store: StateStore | Callable[[], StateStore],
-    clock: Callable[[], float] = time.monotonic,
-    in_force: Weights | None = None,
-) -> Controller:
-    """The same with its state in any store (or what opens one); `in_force` are weights of its
-    epoch that stay in force where nothing is to be changed."""
-    trained = None
-    if config.learning.enabled and config.learning.trained:
-        trained = load_trained(config.learning.trained, config)
-    if callable(store):
-        store = store()
-    return Controller(
-        config,
-        source,
-        Learned(config, trained) if config.learning.enabled else Neutral(config),
-        Guard(config, store.epoch, store.next_generation),
-        actuator,
-        store,
-        clock,
-        in_force=in_force,
-    )

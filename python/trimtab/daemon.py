@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol, runtime_checkable
 
 import uvloop
 
-from trimtab import __version__, bearer, controller, tls, traces
+from trimtab import __version__, assembly, bearer, controller, tls, traces
 from trimtab.actuators.board import Board
 from trimtab.admin import Admin
 from trimtab.config import Config, Policy, load
@@ -190,7 +190,7 @@ def build(config: Config, source: controller.Source, actuator: controller.Actuat
         assert isinstance(source, Reported)  # noqa: S101 - the configuration allows lua mode only
         assert isinstance(actuator, Board)  # noqa: S101
         return ensemble.Ensemble(config, source, actuator)
-    return controller.build(config, source, actuator, config.policy.state_directory)
+    return assembly.build(config, source, actuator, config.policy.state_directory)
 
 
 class _Configurations:

@@ -13,7 +13,8 @@ import pytest
 
 from brains import configuration
 from closed_loop import Class, Server, World
-from trimtab.controller import Controller, build
+from trimtab.assembly import build
+from trimtab.controller import Controller
 from trimtab.model import Snapshot
 
 SEEDS = range(3)

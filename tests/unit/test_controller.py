@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from brains import configuration
-from trimtab.controller import Controller, build
+from trimtab.assembly import build
+from trimtab.controller import Controller
 from trimtab.errors import ConfigError, SourceError, StateError
 from trimtab.guard import Guard
 from trimtab.model import (

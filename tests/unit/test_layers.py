@@ -40,10 +40,12 @@ ROWS = (
     ("envelope",),
     ("journal", "policy", "servers", "sources", "store", "traffic"),
     ("deciding", "overview"),
+    ("observation",),
     ("actuators", "demo", "load", "twin"),
     ("explain",),
     # 3: the one who calls them
     ("controller",),
+    ("assembly",),
     # 4: the policy server
     ("dashboard", "events", "metrics", "traces"),
     ("control", "server"),

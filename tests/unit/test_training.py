@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from trimtab import config, controller
+from trimtab import assembly, config
 from trimtab.actuators.board import Board
 from trimtab.bench.scenario import find
 from trimtab.cli import main
@@ -222,17 +222,17 @@ def test_server_starts_from_the_file_of_its_configuration(
     text = CONFIG.replace("clusters = 4", f'clusters = 4\ntrained = "{file}"')
     parsed = config.parse(text)
     board = Board()
-    brain = controller.build(parsed, Reported(parsed), board, tmp_path / "state")
+    brain = assembly.build(parsed, Reported(parsed), board, tmp_path / "state")
     assert brain.status()["values"]
     assert brain.status()["phase"] == "observing"
     brain.save()
     brain.close()
-    again = controller.build(parsed, Reported(parsed), Board(), tmp_path / "state")
+    again = assembly.build(parsed, Reported(parsed), Board(), tmp_path / "state")
     assert again.status()["values"] == brain.status()["values"]
     again.close()
     other = config.parse(text.replace("10.0.0.2:80", "10.0.0.3:80"))
     with pytest.raises(StateError, match=r"trained for the peers 10.0.0.1:80, 10.0.0.2:80 of one"):
-        controller.build(other, Reported(other), Board(), tmp_path / "state")
+        assembly.build(other, Reported(other), Board(), tmp_path / "state")
 
 
 def test_agreement_prints_both_tables(

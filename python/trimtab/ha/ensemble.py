@@ -14,7 +14,7 @@ import threading
 import time
 from typing import Any, Final
 
-from trimtab import controller, overview
+from trimtab import assembly, overview
 from trimtab.actuators.board import Board
 from trimtab.bounds import MessageError
 from trimtab.config import Config
@@ -167,7 +167,7 @@ class Ensemble:
         epoch, lost = self._redis.begin(claim, int(time.time() * 1000), self._seen)
         term = Term(self._redis, claim, epoch, self._copy[1], self._keep)
         try:
-            brain = controller.assemble(
+            brain = assembly.assemble(
                 self._config,
                 self._reported,
                 _Publishing(self, claim),

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trimtab import config, controller
+from trimtab import assembly, config
 from trimtab.cli import main
 from trimtab.errors import ConfigError, StateError
 from trimtab.training.setting import configuration, fitted
@@ -49,7 +49,7 @@ def test_status_gives_back_servers_and_load(tmp_path: Path) -> None:
     """From the status of the production controller after a minute: arrivals within 10%, slots as
     configured, and where a class had traffic its time on a server within 20%."""
     world, requests = live(0.5, 60.0)
-    brain = controller.build(config.parse(CONFIG), world, world, tmp_path, lambda: world.now)
+    brain = assembly.build(config.parse(CONFIG), world, world, tmp_path, lambda: world.now)
     while world.now < 60:
         world.advance(1.0)
         brain.step()
