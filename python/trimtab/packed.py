@@ -7,6 +7,7 @@ beyond 2^53, a bound broken) gives None; then `spread` makes the same report wit
 which is decoded with every check.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, Final
@@ -68,48 +69,20 @@ def _columns(message: Any, lay: Lay, layouts: dict[Any, Any]) -> Columns | None:
         return None
     named = _named(message, lay, layouts)
     n, m = sum(named.peers), named.servers
-    if not n or not m:
+    if not n or not m or not all(named.peers):
         return None
     pairs, server = _placed(groups, named.peers), [(of, 0, m)]
-    runs: list[bytes] = []
-    counts: list[int] = []
-    targets: list[Any] = []
     whole = np.zeros(places(WHOLE, n, m)["completions_at"].stop, np.int64)
-    at = 0
-    for read, field in _WHOLE:
-        rows = m if field.server else n
-        array = whole[at : at + rows * field.width].reshape(field.width, rows)
-        at += array.size
-        for each, start, stop in server if field.server else pairs:
-            run = _run(read(each))
-            if not run:
-                continue
-            count = stop - start
-            if field.width > 1:
-                count = int(np.count_nonzero(np.frombuffer(run, np.uint8) < 0x80))
-            targets.append(_target(array, each, field.name, start, stop, count))
-            runs.append(run)
-            counts.append(count)
+    runs, counts, targets = _runs(_WHOLE, whole, pairs, server, _varints_in)
     numbers = varints.decode(runs, counts)
     if numbers is None:
         return None
     _fill(targets, numbers)
     real = np.zeros(places(REAL, n, m)["ejection_seconds"].stop)
-    doubles: list[bytes] = []
-    targets = []
-    at = 0
-    for read, field in _REAL:
-        rows = m if field.server else n
-        array = real[at : at + rows * field.width].reshape(field.width, rows)
-        at += array.size
-        for each, start, stop in server if field.server else pairs:
-            run = _run(read(each))
-            if run:
-                if len(run) % 8:
-                    raise _OddError
-                targets.append(_target(array, each, field.name, start, stop, len(run) // 8))
-                doubles.append(run)
-    _fill(targets, np.frombuffer(b"".join(doubles), "<f8"))
+    runs, counts, targets = _runs(_REAL, real, pairs, server, _doubles_in)
+    if any(len(run) != 8 * count for run, count in zip(runs, counts, strict=True)):
+        return None
+    _fill(targets, np.frombuffer(b"".join(runs), "<f8"))
     ejection = tuple(of.ejection) or ("",) * m
     if not (len(ejection) == m and in_bounds(whole, real, n, m) and texts_in_bounds(ejection)):
         return None
@@ -125,13 +98,50 @@ def _placed(groups: list[Any], sizes: tuple[int, ...]) -> list[tuple[Any, int, i
     return placed
 
 
+def _varints_in(run: bytes) -> int:
+    return int(np.count_nonzero(np.frombuffer(run, np.uint8) < 0x80))
+
+
+def _doubles_in(run: bytes) -> int:
+    return len(run) // 8
+
+
+def _runs(
+    table: Any, flat: Any, pairs: list[Any], server: list[Any], count: Callable[[bytes], int]
+) -> tuple[list[bytes], list[int], list[Any]]:
+    """The columns of a table's fields, how many numbers each should have, and where in `flat` these
+    belong. Raises _OddError."""
+    runs: list[bytes] = []
+    counts: list[int] = []
+    targets: list[Any] = []
+    at = 0
+    for read, field in table:
+        groups = server if field.server else pairs
+        rows = groups[-1][2]
+        array = flat[at : at + rows * field.width].reshape(field.width, rows)
+        at += array.size
+        found = [_run(read(each)) for each, _, _ in groups]
+        if field.width == 1 and all(found):
+            runs += found
+            counts += [stop - start for _, start, stop in groups]
+            targets.append(array[0])
+            continue
+        for run, (each, start, stop) in zip(found, groups, strict=True):
+            if run:
+                number = stop - start if field.width == 1 else count(run)
+                runs.append(run)
+                counts.append(number)
+                targets.append(_target(array, each, field.name, start, stop, number))
+    return runs, counts, targets
+
+
 def _target(array: Any, of: Any, name: str, start: int, stop: int, count: int) -> Any:
     """Where `count` numbers of a column belong in its array [width, rows]. Raises _OddError when
     they do not fit."""
     if len(array) == 1 and count == stop - start:
         return array[0, start:stop]
     first = getattr(of, _FIRST[name]) if name in _FIRST else 0
-    columns, left = divmod(count, stop - start) if stop > start else (0, 1)
+    columns, left = divmod(count, stop - start)
     if left or first + columns > len(array):
         raise _OddError
     return array[first : first + columns, start:stop]
