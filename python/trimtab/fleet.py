@@ -61,12 +61,11 @@ class Fleet:
 
 
 def _comparable(last: Snapshot, snapshot: Snapshot) -> bool:
-    """Whether both have columns of one layout, one after the other within one start."""
+    """Whether both have columns of one layout, one after the other."""
     return (
         isinstance(last.pairs, Pairs)
         and isinstance(snapshot.pairs, Pairs)
         and last.pairs.columns.layout is snapshot.pairs.columns.layout
-        and last.start == snapshot.start
         and last.clock_seconds < snapshot.clock_seconds
         and snapshot.loaded_seconds is None
     )
@@ -94,12 +93,18 @@ class _Sum:
         self.waiting: dict[str, float] = {}
         self.connections = dict.fromkeys(_GAUGES, 0)
         self.unfollowed = True
+        self._nothing = Columns(layout, np.zeros_like(self.whole), np.zeros_like(self.real), ())
 
     def add(self, earlier: Snapshot, later: Snapshot) -> bool:
         """Add what happened between; False, and nothing is added, when a counter went back."""
-        before: Columns = earlier.pairs.columns  # type: ignore[attr-defined]
         after: Columns = later.pairs.columns  # type: ignore[attr-defined]
         layout = self.layout
+        waited = earlier.waiting
+        if earlier.start == later.start:
+            before: Columns = earlier.pairs.columns  # type: ignore[attr-defined]
+        else:
+            # nginx began anew: all that it counted belongs to the window.
+            before, waited = self._nothing, {}
         rising, growing, times = layout.rising, layout.growing, layout.times
         whole = after.whole[rising] - before.whole[rising]
         real = after.real[growing] - before.real[growing]
@@ -125,7 +130,7 @@ class _Sum:
         self.plain += gauges
         self._add_ejections(before, after)
         for name, held in later.waiting.items():
-            half = (earlier.waiting.get(name, held) + held) / 2
+            half = (waited.get(name, held) + held) / 2
             self.waiting[name] = self.waiting.get(name, 0.0) + half
         for gauge in _GAUGES:
             self.connections[gauge] += getattr(later.connections, gauge)
