@@ -35,7 +35,7 @@ OUTSIDE_LEAST: Final = 8
 
 # Beyond it slots cannot be counted up to with certainty, and a guess that is too low would hold
 # requests back for good.
-MOST_GUESSED_SLOTS: Final = 24
+MOST_GUESSED_SLOTS: Final = 24.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,8 +87,8 @@ def _slots(config: Config, estimates: Estimates) -> dict[str, float]:
 
     A server of unknown slots looks full to the rule as soon as it has a request. Beside others
     whose slots are known it would get so few that they never were: it is taken to be like those,
-    or to have as many as it has shown at least, so that it is used beyond what is sure and shows
-    more.
+    or to have twice as many as it has shown at least. Where requests are held a guess that is too
+    low costs capacity until it is doubled, one that is too high a queue until it is seen.
     """
     sure = {a: float(k.value) for a, k in estimates.slots.items() if k.sure}
     found = dict(sure)
@@ -99,9 +99,10 @@ def _slots(config: Config, estimates: Estimates) -> dict[str, float]:
             continue
         middle = alike[len(alike) // 2]
         for peer in upstream.peers:
-            guess = max(middle, estimates.least_slots.get(peer.address, 1))
-            if guess <= MOST_GUESSED_SLOTS:
-                found.setdefault(peer.address, float(guess))
+            least = estimates.least_slots.get(peer.address, 1)
+            if max(middle, least) <= MOST_GUESSED_SLOTS:
+                guess = max(middle, min(2.0 * least, MOST_GUESSED_SLOTS))
+                found.setdefault(peer.address, guess)
     return found
 
 

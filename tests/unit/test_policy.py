@@ -60,8 +60,8 @@ def test_proposal_holds_every_pair_and_the_estimates() -> None:
 
 
 def test_unknown_slots_are_guessed_beside_known_ones() -> None:
-    """A server whose slots are not sure is taken to be like the others, or to have as many as it
-    has shown; where none are known, or it has shown more than can be counted, nothing is said."""
+    """A server whose slots are not sure is taken to be like the others, or to have twice what it
+    has shown; where none are known, or it has shown more than counts, nothing is said."""
     config = configuration({"a": ""}, {"s1:1": None, "s2:1": None, "s3:1": 3})
 
     def slots(of: Estimates) -> list[float | None]:
@@ -71,7 +71,9 @@ def test_unknown_slots_are_guessed_beside_known_ones() -> None:
     sure = {"s1:1": Slots(value=6, low=6, high=6)}
     assert slots(Estimates()) == [3.0, 3.0]
     assert slots(Estimates(slots=sure)) == [6.0, 6.0]
-    assert slots(Estimates(slots=sure, least_slots={"s2:1": 9})) == [6.0, 9.0]
+    assert slots(Estimates(slots=sure, least_slots={"s2:1": 2})) == [6.0, 6.0]
+    assert slots(Estimates(slots=sure, least_slots={"s2:1": 9})) == [6.0, 18.0]
+    assert slots(Estimates(slots=sure, least_slots={"s2:1": 24})) == [6.0, 24.0]
     assert slots(Estimates(slots=sure, least_slots={"s2:1": 25})) == [6.0, None]
     nobody = configuration({"a": ""}, {"s1:1": None, "s2:1": None})
     weights = proposal(nobody, Estimates(least_slots={"s1:1": 9}), {}, "neutral")

@@ -3,9 +3,9 @@
 --
 -- hold = "on" holds wherever a server's slots are known, "off" nowhere.
 -- "auto" holds where that is better than to dispatch at once: where the slots
--- of every peer are known, by configuration or because the policy server is
--- sure of its estimate (it sends none that it is not sure of). A peer of
--- unknown slots always has room, and would get all that the others have no
+-- of every peer are known, by configuration or from the policy server, which
+-- says those that it is sure of, and beside them guesses at the others. A peer
+-- of unknown slots always has room, and would get all that the others have no
 -- room for.
 --
 -- Slots that are an estimate are taken as they are, but for one second in
