@@ -15,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
-from trimtab.errors import ConfigError, StateError, TrimtabError
+from trimtab.errors import ConfigError, DependencyError, StateError, TrimtabError
 from trimtab.learn.clusters import Clusters, fit, fit_bic
 from trimtab.learn.features import Features, features
 from trimtab.model import Connections, PairCounters, Snapshot, Window
@@ -57,6 +57,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"seconds in an observation (default {WINDOW_SECONDS:g})",
     )  # fmt: skip
     fitting.add_argument("--seed", type=int, default=0, help="of the fit (default 0)")
+    fitting.add_argument(
+        "--picture", metavar="FILE", help="draw means and transitions, as FILE's ending says (.png)"
+    )
     showing = actions.add_parser("show", help="show a model that fit has written")
     showing.add_argument("model", help="the file")
 
@@ -84,7 +87,32 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.out:
         _write(Path(arguments.out), model)
         print(f"written to {arguments.out}")
+    if arguments.picture:
+        _draw(Path(arguments.picture), model)
+        print(f"drawn in {arguments.picture}")
     return 0
+
+
+def _draw(path: Path, model: dict[str, Any]) -> None:
+    from trimtab.bench import state_picture
+
+    clusters = Clusters.from_state(model["clusters"])
+    share = dict(model["occupancy"])
+    total = sum(share.values()) or 1
+    try:
+        state_picture.draw(
+            sorted(clusters.identities, key=lambda i: -share.get(i, 0)),
+            {i: n / total for i, n in share.items()},
+            clusters.readable_means(),
+            {(a, b): n for a, b, n in model["transitions"]},
+            path,
+        )
+    except ImportError:
+        raise DependencyError(
+            "a picture needs the package matplotlib: pip install 'trimtab[plots]'"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--picture {path}: cannot be drawn: {error}") from None
 
 
 def _snapshot(reading: Reading, clock_seconds: float) -> Snapshot:

@@ -117,3 +117,15 @@ def test_damaged_model_is_refused(tmp_path: Path, capsys) -> None:
         model.write_text(json.dumps(whole | {key: value}))
         assert main(["states", "show", str(model)]) == 1
     assert capsys.readouterr().err.count("trimtab: ") == 4
+
+
+def test_a_picture_of_the_states_is_drawn(tmp_path: Path, capsys) -> None:
+    """A PNG where it was asked for; an ending that is no picture's is one sentence."""
+    pytest.importorskip("matplotlib")
+    file = written(tmp_path / "stats.json", founding=True)
+    picture = tmp_path / "states.png"
+    assert main(["states", "fit", str(file), "--clusters", "3", "--picture", str(picture)]) == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    wrong = str(tmp_path / "states.nothing")
+    assert main(["states", "fit", str(file), "--clusters", "3", "--picture", wrong]) == 2
+    assert "--picture" in capsys.readouterr().err
