@@ -110,6 +110,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--twin", action="store_true", help="with learning: in the simulator, an hour in seconds"
     )
     parser.add_argument(
+        "--hold", choices=("off", "auto"), default="off",
+        help="with --twin: whether requests wait in nginx for a server with room (default off)",
+    )  # fmt: skip
+    parser.add_argument(
         "--size", nargs="+", metavar="NxUxP",
         help="scale: N simulated nginx with U upstreams of P peers, as 1000x1x100",
     )  # fmt: skip

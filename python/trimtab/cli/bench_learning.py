@@ -60,14 +60,16 @@ def run(arguments: argparse.Namespace) -> int:
     for scenario in chosen:
         with terminal.Progress(seconds * seeds * len(who), unit="simulated s") as bar:
             try:
-                config = configuration(scenario)
+                config = configuration(scenario, hold=arguments.hold)
                 methods = ("table", "dqn") if "dqn" in who else ("table",)
                 files = _train(scenario, config, directory, methods, bar.say)
                 compared = Comparison(scenario, config, files["table"], files.get("dqn"), seconds)
                 compared.run(who, range(1, seeds + 1), lambda at, what: bar.update(at, what))
             except KeyboardInterrupt:
                 return 130
-        blocks.append(_table(compared, who, seeds, markdown=arguments.markdown))
+        blocks.append(
+            _table(compared, who, seeds, hold=arguments.hold, markdown=arguments.markdown)
+        )
         print(blocks[-1] + "\n", flush=True)
     (directory / "learning.md").write_text("\n\n".join(blocks) + "\n", encoding="utf-8")
     return 0
@@ -93,7 +95,8 @@ def _train(
     """The trained files by method, of an earlier run or made now. Raises DependencyError."""
     files = {}
     for method in methods:
-        path = directory / f"{scenario.name}-{method}.json"
+        held = "" if config.upstreams[0].hold == "off" else "-held"
+        path = directory / f"{scenario.name}{held}-{method}.json"
         work = Training(
             scenario,
             config,
@@ -214,7 +217,7 @@ def _titled(title: str, header: list[str], rows: list[list[str]], *, markdown: b
     return "\n".join([f"{title}:", "", *lines])
 
 
-def _table(of: Comparison, who_: Sequence[str], seeds: int, *, markdown: bool) -> str:
+def _table(of: Comparison, who_: Sequence[str], seeds: int, *, hold: str, markdown: bool) -> str:
     header = ["in force", *(f"ART/1000 {h}" for h in HALVES), *(f"to {BASE} {h}" for h in HALVES)]
     header.append("promoted, minutes")
     rows = []
@@ -229,7 +232,7 @@ def _table(of: Comparison, who_: Sequence[str], seeds: int, *, markdown: bool) -
         told = "-" if minutes is None else f"{minutes:.1f} ({count} of {seeds})"
         rows.append([who, *arts, *ratios, told])
     title = (
-        f"{of.scenario.name}, in the twin: {of.scenario.requests_per_second:.0f} requests/s, "
-        f"{seeds} seeds of {of.seconds:g} s; medians, paired ratios [95%]"
+        f"{of.scenario.name}, in the twin, hold = {hold}: "
+        f"{of.scenario.requests_per_second:.0f} requests/s, {seeds} seeds of {of.seconds:g} s; medians, paired ratios [95%]"
     )
     return _titled(title, header, rows, markdown=markdown)

@@ -55,6 +55,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "servers are those of --from, or called 127.0.0.1:9001 and up",
     )  # fmt: skip
     parser.add_argument(
+        "--hold", choices=("off", "auto"), default="off",
+        help="whether requests wait in nginx for a server with room (default off, where weights do "
+        "most); with --config each upstream's own",
+    )  # fmt: skip
+    parser.add_argument(
         "--seconds", type=float, default=DEFAULT_SECONDS, metavar="S",
         help=f"simulated seconds of each seed (default {DEFAULT_SECONDS:g})",
     )  # fmt: skip
@@ -134,11 +139,11 @@ def _setting(arguments: argparse.Namespace) -> tuple[Scenario, Config]:
     given = config.load(arguments.config) if arguments.config else None
     if not arguments.statistics:
         chosen = scenario.find(arguments.scenario or DEFAULT_SCENARIO)
-        return chosen, configuration(chosen, given)
+        return chosen, configuration(chosen, given, hold=arguments.hold)
     fit = _fit(arguments.statistics, given)
     addresses = tuple(addresses_of(given) if given else fit.rates)
     chosen = fitted(fit, addresses, Path(arguments.statistics).name)
-    return chosen, configuration(chosen, given, addresses)
+    return chosen, configuration(chosen, given, addresses, hold=arguments.hold)
 
 
 def _fit(path: str, given: Config | None) -> Fit:

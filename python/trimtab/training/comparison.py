@@ -11,8 +11,8 @@
     nan           as table, but one report in five has rows of NaN
 
 A run is cut in halves. The first is *during* learning: observation, trial and all; the second
-*after* it. All runs of a seed have the same requests, so ratios are paired by seed. The twin
-dispatches each request at once: late binding is not in it.
+*after* it. All runs of a seed have the same requests, so ratios are paired by seed. Whether
+requests wait for a server with room is the configuration's `hold`.
 """
 
 import math

@@ -32,14 +32,18 @@ def world_of(
     delay_seconds: float = 0.0,
 ) -> World:
     """The scenario at `factor` of its load, as the configuration names it, its requests drawn from
-    the seed. Balancers follow weights after the delay."""
+    the seed. Balancers follow weights after the delay, and hold requests as the configuration has
+    it: "on" as "auto", as the slots of all servers are known or those of none are."""
     drawn = schedule(loaded(scenario, factor), seed, seconds)
     servers, requests, changes = simulator_input(scenario, drawn)
+    hold = {u.name: u.hold != "off" for u in config.upstreams}
+    upstreams = upstreams_in_order(scenario, config)
     return World(
         servers,
         requests,
         changes,
-        upstreams=upstreams_in_order(scenario, config),
+        upstreams=upstreams,
+        hold=[hold[name] for name in upstreams],
         addresses=addresses_of(config),
         deadlines={u.name: u.deadline_seconds for u in config.upstreams if u.deadline_seconds},
         slots_known=all(p.slots for u in config.upstreams for p in u.peers),

@@ -26,12 +26,16 @@ MOST_LOAD: Final = 0.95
 
 
 def configuration(
-    scenario: Scenario, given: Config | None = None, addresses: tuple[str, ...] = ()
+    scenario: Scenario,
+    given: Config | None = None,
+    addresses: tuple[str, ...] = (),
+    *,
+    hold: str = "off",
 ) -> Config:
     """The configuration to train for.
 
     Without one, the scenario's servers have the addresses given here, else 127.0.0.1:9001 and up,
-    and its classes are the upstreams.
+    and its classes are the upstreams, with this `hold`.
     With one, upstreams are matched to the classes by name, else by their order, and the servers by
     the order in which their addresses first appear; what it leaves open (deadlines) is the
     scenario's. Raises ConfigError when they cannot be matched.
@@ -50,6 +54,7 @@ def configuration(
                     location=c.path,
                     priority=c.priority,
                     deadline_seconds=c.deadline_seconds,
+                    hold=hold,
                     peers=peers,
                 )
                 for c in scenario.classes

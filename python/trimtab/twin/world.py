@@ -50,7 +50,8 @@ class World:
         upstreams: names of the classes, in the order of `requests.kind`.
         addresses: names of the servers.
         slots_known: whether the balancers' configuration gives the slots.
-        hold: whether requests wait for a server that has room, where all slots are known.
+        hold: whether requests, or those of each upstream, wait for a server that has room, where
+            all slots are known.
         deadlines: as configured; a class that is not named has none until weights say one.
         balancers: how many share the servers; requests come to each at random.
         delay_seconds: from `apply` to the first balancer that uses the weights; each of B balancers
@@ -69,7 +70,7 @@ class World:
         upstreams: Sequence[str],
         addresses: Sequence[str],
         slots_known: bool = True,
-        hold: bool = False,
+        hold: bool | Sequence[bool] = False,
         deadlines: Mapping[str, float] | None = None,
         balancers: int = 1,
         delay_seconds: float = 0.0,
