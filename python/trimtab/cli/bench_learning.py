@@ -233,6 +233,7 @@ def _table(of: Comparison, who_: Sequence[str], seeds: int, *, hold: str, markdo
         rows.append([who, *arts, *ratios, told])
     title = (
         f"{of.scenario.name}, in the twin, hold = {hold}: "
-        f"{of.scenario.requests_per_second:.0f} requests/s, {seeds} seeds of {of.seconds:g} s; medians, paired ratios [95%]"
+        f"{of.scenario.requests_per_second:.0f} requests/s, "
+        f"{seeds} seeds of {of.seconds:g} s; medians, paired ratios [95%]"
     )
     return _titled(title, header, rows, markdown=markdown)
