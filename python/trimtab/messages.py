@@ -1,8 +1,7 @@
-"""Bytes of the gRPC messages to the data model and back, with every bound of the proto.
+"""Bytes of the gRPC requests to the data model, with every bound of the proto.
 
-The one module that sees generated protobuf code. Decoding either returns data that is in bounds or
-raises MessageError, whose text names field, value and bound; it has no effects. Encoding joins
-pieces serialised once a generation, so that a thousand balancers that ask cost little.
+Decoding either returns data that is in bounds or raises MessageError, whose text names field,
+value and bound; it has no effects. The way back is in `answers`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,7 +9,6 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, Final
 
-from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError
 
 from trimtab import packed, rows
@@ -22,7 +20,6 @@ from trimtab.bounds import (
     check_length,
     check_text,
     check_unique,
-    wire_fields,
 )
 from trimtab.columns import Addresses, Columns, Layout, Pairs
 from trimtab.config import MAX_PAIRS, MAX_PEERS, MAX_UPSTREAMS
@@ -33,39 +30,18 @@ from trimtab.model import (
     Connections,
     PairCounters,
     Snapshot,
-    UpstreamWeights,
-    Weights,
 )
 from trimtab.tables import MAX_NAME_BYTES
+from trimtab.unparsed import UNCOUNTED_BYTES, count_parts
 from trimtab.v1 import policy_pb2
 from trimtab.wire import LEAST_BYTES, Names, known_rows
 from trimtab.wire import Report as WireReport
 
-__all__ = [
-    "UNCOUNTED_BYTES",
-    "Answers",
-    "Query",
-    "Report",
-    "decode_query",
-    "decode_report",
-    "encode_report_answer",
-]
+__all__ = ["Query", "Report", "decode_query", "decode_report"]
 
 # 256 names of 255 bytes with tags and lengths, the instance and two numbers: what is larger is
 # out of bounds, and is refused before it is parsed.
 MAX_QUERY_BYTES: Final = 72 * 1024
-
-# A report up to this size (four times that of a hundred peers) is parsed as it is. An empty
-# sub-message is two bytes on the wire and about 170 in memory, so a larger one (8 MiB would become
-# 700 MB) has its parts counted first.
-UNCOUNTED_BYTES: Final = 256 * 1024
-
-# Twice the fields that a report in bounds can have outside its pairs: counting stops there, so a
-# message of a million tiny fields costs milliseconds.
-MAX_FIELDS: Final = 4 * MAX_PAIRS
-
-# A response names this many unknown names: enough to see what is wrong.
-MAX_UNKNOWN: Final = 16
 
 PACKAGE: Final = policy_pb2.DESCRIPTOR.package
 
@@ -132,7 +108,7 @@ def decode_report(
     rows. Raises MessageError; what is unknown is held to the same bounds.
     """
     if len(raw) > UNCOUNTED_BYTES:
-        _count_parts(raw)
+        count_parts(raw)
 
     def lay(upstreams: Names, addresses: tuple[str, ...]) -> Layout | None:
         return _lay(upstreams, addresses, known)
@@ -258,105 +234,6 @@ def _wanted(message: Any) -> Query | None:
     return _query(message.weights_wanted, message.instance, "weights_wanted.")
 
 
-def encode_report_answer(
-    accepted: bool, unknown: Sequence[str], weights: bytes | None = None
-) -> bytes:
-    """A ReportStatsResponse; of the unknown names the first 16; with a serialised
-    GetWeightsResponse, if there is one."""
-    answer = policy_pb2.ReportStatsResponse(accepted=accepted, unknown=unknown[:MAX_UNKNOWN])
-    own: bytes = answer.SerializeToString()
-    return own if weights is None else own + _WEIGHTS_TAG + _length(len(weights)) + weights
-
-
-# A field with a length is tag, length and bytes.
-_WEIGHTS_TAG: Final = bytes([policy_pb2.ReportStatsResponse.WEIGHTS_FIELD_NUMBER << 3 | 2])
-
-
-def _length(size: int) -> bytes:
-    out = bytearray()
-    while size > 127:
-        out.append(size & 127 | 128)
-        size >>= 7
-    return bytes([*out, size])
-
-
-class Answers:
-    """The GetWeightsResponses of one generation of weights.
-
-    In protobuf the concatenation of serialised messages is the serialisation of their merge, so
-    an answer is the header followed by a piece for each upstream asked for, and a piece is made
-    once. Not thread-safe; it lives in the server's event loop.
-    """
-
-    def __init__(
-        self, weights: Weights, time_to_live_seconds: float, refresh_interval_seconds: float
-    ) -> None:
-        self.weights = weights
-        header = policy_pb2.GetWeightsResponse(
-            epoch=weights.epoch,
-            generation=weights.generation,
-            time_to_live=_duration(time_to_live_seconds),
-            refresh_interval=_duration(refresh_interval_seconds),
-            reads_columns=True,
-        )
-        self._header: bytes = header.SerializeToString()
-        header.unchanged = True
-        self._unchanged: bytes = header.SerializeToString()
-        self._pieces: dict[str, bytes] = {}
-
-    def answer(self, query: Query, time_to_live_seconds: float | None = None) -> bytes:
-        """The serialised response to `query`; with that time to live instead of the usual one.
-        Raises KeyError with a name that is not known."""
-        upstreams = self.weights.upstreams
-        for name in query.upstreams:
-            if name not in upstreams:
-                raise KeyError(name)
-        if (query.epoch, query.generation) == (self.weights.epoch, self.weights.generation):
-            return self._head(True, time_to_live_seconds)
-        pieces = [self._piece(name) for name in query.upstreams or upstreams]
-        return b"".join([self._head(False, time_to_live_seconds), *pieces])
-
-    def _head(self, unchanged: bool, time_to_live_seconds: float | None) -> bytes:
-        if time_to_live_seconds is None:
-            return self._unchanged if unchanged else self._header
-        header = policy_pb2.GetWeightsResponse.FromString(self._header)
-        header.time_to_live.CopyFrom(_duration(time_to_live_seconds))
-        header.unchanged = unchanged
-        return bytes(header.SerializeToString())
-
-    def _piece(self, name: str) -> bytes:
-        piece = self._pieces.get(name)
-        if piece is None:
-            upstream = _encode_upstream(name, self.weights.upstreams[name])
-            whole = policy_pb2.GetWeightsResponse(upstreams=[upstream])
-            piece = self._pieces[name] = whole.SerializeToString()
-        return piece
-
-
-def _encode_upstream(name: str, weights: UpstreamWeights) -> policy_pb2.UpstreamWeights:
-    message = policy_pb2.UpstreamWeights(upstream=name)
-    if weights.deadline_seconds is not None:
-        message.deadline.CopyFrom(_duration(weights.deadline_seconds))
-    if weights.service_time_seconds is not None:
-        message.service_time.CopyFrom(_duration(weights.service_time_seconds))
-    for address, peer in weights.peers.items():
-        message.peers.add(
-            address=address,
-            weight=peer.weight,
-            affinity=peer.affinity,
-            rate=peer.rate,
-            slots=peer.slots or 0.0,
-            drain=peer.drain,
-            sharing=peer.sharing,
-        )
-    return message
-
-
-def _duration(seconds: float) -> Duration:
-    whole, nanos = divmod(round(seconds * 1e9), 1_000_000_000)
-    return Duration(seconds=whole, nanos=nanos)
-
-
 def _parse(kind: Any, raw: bytes) -> Any:
     try:
         return kind.FromString(raw)
@@ -455,37 +332,3 @@ def _connections(message: Any) -> Connections:
     values = [getattr(message, name) for name in names]
     check_counts(values, [f"connections.{name}" for name in names])
     return Connections(**dict(zip(names, values, strict=True)))
-
-
-def _count_parts(raw: bytes) -> None:
-    """Refuse a large report with too many parts, from the wire format and without parsing it."""
-    kind = policy_pb2.ReportStatsRequest
-    budget = [MAX_FIELDS]
-    pairs = addresses = 0
-    for field, start, end in wire_fields(raw, 0, len(raw), budget):
-        if field == kind.UPSTREAMS_FIELD_NUMBER:
-            for inner, first, last in wire_fields(raw, start, end, budget):
-                if inner == policy_pb2.UpstreamStats.PEERS_FIELD_NUMBER:
-                    pairs += 1
-                elif inner == policy_pb2.UpstreamStats.PEER_COLUMNS_FIELD_NUMBER:
-                    pairs += _count_names(raw, first, last, budget)
-        elif field == kind.ADDRESSES_FIELD_NUMBER:
-            addresses += 1
-        elif field == kind.ADDRESS_COLUMNS_FIELD_NUMBER:
-            addresses += _count_names(raw, start, end, budget)
-    if pairs > MAX_PAIRS or addresses > MAX_PAIRS:
-        raise MessageError(
-            f"upstreams have {pairs} peers in all, and addresses {addresses} entries; at most "
-            f"{MAX_PAIRS} are allowed of each"
-        )
-
-
-def _count_names(raw: bytes, start: int, end: int, budget: list[int]) -> int:
-    """How many addresses columns have; other texts in them only take of the budget."""
-    # The same number in both kinds of columns.
-    names = policy_pb2.PeerColumns.ADDRESSES_FIELD_NUMBER
-    return sum(
-        sum(1 for _ in wire_fields(raw, first, last, budget))
-        for field, first, last in wire_fields(raw, start, end, budget)
-        if field == names
-    )

@@ -21,12 +21,14 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from trimtab import messages
 from trimtab.actuators.board import Board
+from trimtab.answers import Answers, encode_report_answer
 from trimtab.bounds import MessageError
 from trimtab.config import MAX_MESSAGE_BYTES, Config, Policy
 from trimtab.errors import DependencyError, SourceError, TrimtabError
 from trimtab.listen import claim, socket_mode
 from trimtab.sources.reported import Reported
 from trimtab.tls import Credentials
+from trimtab.unparsed import UNCOUNTED_BYTES
 
 __all__ = ["NO_SECRETS", "SERVICE", "Observe", "PolicyServer", "Secrets", "Shared"]
 
@@ -156,7 +158,7 @@ class PolicyServer:
         self._observe = observe
         self._known = {u.name: frozenset(p.address for p in u.peers) for u in config.upstreams}
         self._layouts: dict[Any, Any] = {}
-        self._answers: messages.Answers | None = None
+        self._answers: Answers | None = None
         # One large report is decoded at a time: its memory is bounded, that of many is not.
         self._large = asyncio.Semaphore(1)
         self._health = health.aio.HealthServicer()
@@ -286,9 +288,7 @@ class PolicyServer:
             )
         if self._answers is None or self._answers.weights is not weights:
             policy = self._config.policy
-            self._answers = messages.Answers(
-                weights, policy.time_to_live_seconds, policy.interval_seconds
-            )
+            self._answers = Answers(weights, policy.time_to_live_seconds, policy.interval_seconds)
         try:
             return self._answers.answer(query, left)
         except KeyError as error:
@@ -299,7 +299,7 @@ class PolicyServer:
             ) from None
 
     async def _report_stats(self, raw: bytes) -> bytes:
-        if len(raw) > messages.UNCOUNTED_BYTES:
+        if len(raw) > UNCOUNTED_BYTES:
             async with self._large:
                 report = await asyncio.to_thread(
                     messages.decode_report, raw, self._known, self._layouts
@@ -319,7 +319,7 @@ class PolicyServer:
             # Whoever gets none asks by GetWeights, and is told why.
             with contextlib.suppress(_RefusedError):
                 weights = await self._answer(report.wanted)
-        return messages.encode_report_answer(accepted, report.unknown, weights)
+        return encode_report_answer(accepted, report.unknown, weights)
 
 
 def _reflect(server: Any) -> None:

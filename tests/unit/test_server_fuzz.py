@@ -13,6 +13,7 @@ import psutil
 
 import serving
 from trimtab import messages, packed
+from trimtab.answers import Answers
 from trimtab.bounds import MessageError
 from trimtab.sources.reported import Reported
 from trimtab.v1 import policy_pb2 as pb
@@ -206,7 +207,7 @@ def test_decoding_many_messages_is_quick_and_keeps_nothing() -> None:
     # Names of balancers are made up too: silent ones must be forgotten.
     clock = itertools.count()
     source = Reported(checked, clock=lambda: next(clock) / 100)
-    answers = messages.Answers(serving.weights(checked), 10.0, 1.0)
+    answers = Answers(serving.weights(checked), 10.0, 1.0)
     process = psutil.Process()
     refused = slowest = 0.0
     half = 0
