@@ -95,8 +95,8 @@ def _train(
     """The trained files by method, of an earlier run or made now. Raises DependencyError."""
     files = {}
     for method in methods:
-        held = "" if config.upstreams[0].hold == "off" else "-held"
-        path = directory / f"{scenario.name}{held}-{method}.json"
+        stem = taught.file_stem(scenario.name, config.upstreams[0].hold)
+        path = directory / f"{stem}-{method}.json"
         work = Training(
             scenario,
             config,
@@ -157,12 +157,13 @@ def live(arguments: argparse.Namespace, run_plan: Callable[[Plan, Results], int]
     """The same on live nginx: train what is not trained, run, print. Status as of `run_plan`, 1
     when something failed or is not valid."""
     plan = live_plan(arguments)
-    if any(isinstance(arm, taught.Taught) and arm.arm != taught.BASE for arm in plan.balancers):
+    learners = [b for b in plan.balancers if isinstance(b, taught.Taught) and b.arm != taught.BASE]
+    for hold in dict.fromkeys(arm.hold for arm in learners):
         for scenario in plan.scenarios:
             given = find(scenario.name)
             _train(
                 given,
-                configuration(given),
+                configuration(given, hold=hold),
                 plan.directory.parent,
                 ("table",),
                 lambda text: print(text, file=sys.stderr, flush=True),

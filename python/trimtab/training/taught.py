@@ -24,7 +24,7 @@ from trimtab.errors import StateError
 from trimtab.learn import trained
 from trimtab.training.comparison import poisoned
 
-__all__ = ["ARMS", "BASE", "Taught", "arms", "readdressed"]
+__all__ = ["ARMS", "BASE", "Taught", "arms", "file_stem", "readdressed"]
 
 ARMS: Final = ("heuristic", "learned", "proving", "poisoned")
 BASE: Final = "heuristic"
@@ -37,8 +37,14 @@ DECISION_SECONDS: Final = 3.0
 OBSERVE_SECONDS: Final = 3.0
 
 
+def file_stem(scenario: str, hold: str) -> str:
+    """How the name of a scenario's trained file begins: one trained with requests that wait is
+    another."""
+    return scenario if hold == "off" else scenario + HELD
+
+
 def arms(files: Path) -> list[Balancer]:
-    """All of them; the trained file of a scenario is NAME-table.json in `files`."""
+    """All of them; a scenario's trained file is STEM-table.json in `files`, see `file_stem`."""
     ours = [Taught(arm=arm, hold=hold, files=files) for hold in ("off", "on") for arm in ARMS]
     return [*chosen(["least-conn"]), *ours]
 
@@ -71,7 +77,7 @@ class Taught:
         learning = Learning(enabled=False)
         if self.arm != BASE:
             path = site.directory / "trained.json"
-            given = self.files / f"{site.scenario.name}-table.json"
+            given = self.files / f"{file_stem(site.scenario.name, self.hold)}-table.json"
             trained.write(path, _body(given, site, poison=self.arm == "poisoned"))
             learning = Learning(
                 trained=path,
