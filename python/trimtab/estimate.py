@@ -18,12 +18,14 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.crowded import serving
+from trimtab.concurrency import Concurrency
+from trimtab.crowded import CrowdedWork
 from trimtab.discipline import SHARING, Discipline, Disciplines
-from trimtab.fits import Slots, least_slots, slots, two_way
-from trimtab.model import CONCURRENCY_LEVELS, PairCounters, Window
+from trimtab.fits import Slots, two_way
+from trimtab.model import PairCounters, Window
 from trimtab.queued import QueuedWork
 from trimtab.responses import mean_seconds, std_seconds
+from trimtab.saved import finite
 from trimtab.sums import class_total
 
 __all__ = ["Estimates", "Estimator", "deadline_seconds", "shares"]
@@ -35,9 +37,6 @@ Floats = NDArray[np.float64]
 # estimate (0.3 s) covers what is faster.
 FORGET_SECONDS: Final = 60.0
 
-# Slots change with a restart of the server, if ever: remember long, the likelihood needs it.
-SLOTS_FORGET_SECONDS: Final = 600.0
-
 # Fewer requests than this say nothing of a class's service time.
 LEAST_REQUESTS: Final = 5.0
 
@@ -48,10 +47,6 @@ LEAST_WINDOWS: Final = 10.0
 # that of the exponential where the squares are unknown.
 CV2_BOUNDS: Final = (0.05, 4.0)
 CV2_UNKNOWN: Final = 1.0
-
-# A service time is at least this part of what it would be if all classes were stretched alike: the
-# wait that is taken off a short class is a mean over the server, and rather uncertain.
-LEAST_SERVICE_RATIO: Final = 0.8
 
 # Above this share of requests that failed, or that held no slot in the counters as nginx's own
 # balancer placed them, a server's slots were not busy with what was completed.
@@ -147,17 +142,13 @@ class Estimator:
         self._forget = forget_seconds
         self._sharing = frozenset(sharing)
         self._pairs: dict[tuple[str, str], _Sums] = {}
-        # Response times where there are no others, and by server the seconds that they cover.
-        self._responses: dict[tuple[str, str], _Sums] = {}
-        self._covered: dict[str, float] = {}
+        # Response times where there are no others.
+        self._crowded = CrowdedWork(self._known, self._given, self._sharing)
         self._arrived: dict[str, float] = {}
         self._seconds = 0.0
         # Squared deviations in expected variances of Poisson arrivals, and of how many windows.
         self._dispersed: dict[str, tuple[float, float]] = {}
-        zeros = np.zeros(CONCURRENCY_LEVELS)
-        self._done = {address: zeros.copy() for address in slots}
-        self._time = {address: zeros.copy() for address in slots}
-        self._slots: dict[str, Slots] = {}
+        self._slots = Concurrency(slots)
         # Servers whose queued requests were counted as of one slot, not knowing better.
         self._overrun: set[str] = set()
         # By server its classes, and what it did of queued requests.
@@ -174,11 +165,11 @@ class Estimator:
         if not of.requests:
             return
         keep = math.exp(-of.seconds / self._forget)
-        for sums in (*self._pairs.values(), *self._responses.values()):
+        for sums in self._pairs.values():
             sums.count *= keep
             sums.seconds *= keep
             sums.squared *= keep
-        self._covered = {a: s * keep for a, s in self._covered.items()}
+        self._crowded.forget(keep)
         for name in self._known:
             requests = class_total(of, name).requests
             self._disperse(name, requests, of.seconds, keep)
@@ -187,11 +178,11 @@ class Estimator:
         if of.addresses:
             self._unqueued(of)
             if of.instances == 1:
-                self._concurrency(of)
+                self._slots.add(of)
                 self._busy(of, keep)
-                self._disciplines.add(of, self._exact_slots())
+                self._disciplines.add(of, self._slots.exact())
         else:
-            self._crowded(of)
+            self._crowded.add(of)
 
     def _disperse(self, name: str, requests: int, seconds: float, keep: float) -> None:
         """One window's count against what was expected of it; nothing before a rate is known."""
@@ -228,97 +219,19 @@ class Estimator:
         afterwards, and it is the busy time, where slots are known, that tells their work."""
         found = self._disciplines.found().get(address)
         shares = found.value == SHARING if found and found.sure else address in self._sharing
-        return shares and self._slots_of(address) is not None
+        return shares and self._slots.of(address) is not None
 
     def _unqueued(self, of: Window) -> None:
         for name, peers in of.pairs.items():
             for address, p in peers.items():
                 self._add(name, address, p.unqueued, p.unqueued_seconds, p.unqueued_squared)
 
-    def _crowded(self, of: Window) -> None:
-        for address in self._given:
-            pairs = {n: p for n, peers in of.pairs.items() if (p := peers.get(address))}
-            requests = sum(p.requests for p in pairs.values())
-            # What fails fast looks like speed: such windows are left out.
-            if sum(p.failures for p in pairs.values()) > MOST_STRAY_RATIO * requests:
-                continue
-            self._covered[address] = self._covered.get(address, 0.0) + of.seconds
-            for name, p in pairs.items():
-                if address in self._known.get(name, ()) and p.requests:
-                    sums = self._responses.setdefault((name, address), _Sums())
-                    sums.count += p.requests
-                    sums.seconds += p.response_time_seconds
-
-    def _served(self) -> dict[tuple[str, str], tuple[float, float]]:
-        """Count and mean service time of each pair of which only response times are known."""
-        found: dict[tuple[str, str], tuple[float, float]] = {}
-        # With slots of some servers only, rates per slot and rates per server would mix.
-        slots = self._given if all(self._given.values()) else {}
-        for address, covered in self._covered.items():
-            of = {k: s for k, s in self._responses.items() if k[1] == address and s.count >= 1}
-            held = sum(s.seconds for s in of.values())
-            if not (covered > 0 and held > 0):
-                continue
-            # Little's law: response seconds per second are requests in flight.
-            busy_ratio = serving(held / covered, slots.get(address) or 1.0) * covered / held
-            wait = held * (1 - busy_ratio) / sum(s.count for s in of.values())
-            for key, sums in of.items():
-                mean = sums.seconds / sums.count
-                # What is shared stretches every request alike; in a queue all wait alike.
-                alike = busy_ratio * mean
-                served = alike if address in self._sharing else mean - wait
-                found[key] = sums.count, max(served, LEAST_SERVICE_RATIO * alike)
-        return found
-
-    def _concurrency(self, of: Window) -> None:
-        keep = math.exp(-of.seconds / SLOTS_FORGET_SECONDS)
-        for address, counters in of.addresses.items():
-            if address not in self._done or len(counters.completions_at) != CONCURRENCY_LEVELS:
-                continue
-            if len(counters.seconds_at) != CONCURRENCY_LEVELS:
-                continue
-            self._done[address] = self._done[address] * keep + counters.completions_at
-            self._time[address] = self._time[address] * keep + counters.seconds_at
-
-        self._find_slots()
-
-    def _find_slots(self) -> None:
-        self._slots = {
-            address: found
-            for address in self._done
-            if (
-                found := slots(
-                    self._done[address].tolist(),
-                    self._time[address].tolist(),
-                    self._slots.get(address),
-                )
-            )
-        }
-
-    def _exact_slots(self) -> dict[str, int]:
-        """By address the slots that are known to one, configured ones unless they are wrong."""
-        exact: dict[str, int] = {}
-        for address, given in self._given.items():
-            found = self._slots.get(address)
-            if found and found.low == found.high and given in (None, found.value):
-                exact[address] = found.value
-            elif given and not (found and found.sure):
-                exact[address] = round(given)
-        return exact
-
-    def _slots_of(self, address: str) -> float | None:
-        """The slots of a server as far as they are known."""
-        given, found = self._given.get(address), self._slots.get(address)
-        if given is None and found and found.sure:
-            return float(found.value)
-        return given
-
     def _busy(self, of: Window, keep: float) -> None:
         for address, (names, queued) in self._queued.items():
             queued.forget(keep)
             counters = of.addresses.get(address)
             pairs = [of.pairs.get(n, {}).get(address, PairCounters()) for n in names]
-            k = self._slots_of(address)
+            k = self._slots.of(address)
             overrun = (
                 k is None
                 and counters is not None
@@ -365,7 +278,7 @@ class Estimator:
             if sums.squared > 0:
                 spread = sums.squared / sums.count / means[at] ** 2 - 1
                 cv2[at] = min(max(spread, CV2_BOUNDS[0]), CV2_BOUNDS[1])
-        for (name, address), (count, mean) in self._served().items():
+        for (name, address), (count, mean) in self._crowded.served().items():
             at = row[name], column[address]
             if mean > 0 and not counts[at]:
                 counts[at], means[at] = count, mean
@@ -407,12 +320,8 @@ class Estimator:
                 n: {a: float(counts[row[n], c]) for a, c in column.items() if counts[row[n], c] > 0}
                 for n in names
             },
-            slots=dict(self._slots),
-            least_slots={
-                a: least_slots(self._done[a].tolist(), self._time[a].tolist())
-                for a in self._done
-                if not ((k := self._slots.get(a)) and k.sure)
-            },
+            slots=self._slots.found(),
+            least_slots=self._slots.least(),
             disciplines=self._disciplines.found(),
             arrivals_per_second=arrivals,
             burstiness={
@@ -430,16 +339,10 @@ class Estimator:
                 [name, address, s.count, s.seconds, s.squared]
                 for (name, address), s in self._pairs.items()
             ],
-            "responses": [
-                [name, address, s.count, s.seconds]
-                for (name, address), s in self._responses.items()
-            ],
-            "covered": self._covered,
+            **self._crowded.to_state(),
             "arrived": self._arrived,
             "seconds": self._seconds,
-            "done": {a: d.tolist() for a, d in self._done.items() if d.any()},
-            "time": {a: t.tolist() for a, t in self._time.items() if t.any()},
-            "slots": [[a, s.value, s.low, s.high] for a, s in self._slots.items()],
+            **self._slots.to_state(),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -450,40 +353,11 @@ class Estimator:
         """
         pairs = {}
         for name, address, *numbers in state["pairs"]:
-            count, seconds, squared = (_finite(v) for v in numbers)
+            count, seconds, squared = (finite(v) for v in numbers)
             if address in self._known.get(name, ()):
                 pairs[name, address] = _Sums(count, seconds, squared)
-        # These three are absent in states of version 0.1.
-        found = {
-            str(a): Slots(value=int(value), low=int(low), high=int(high))
-            for a, value, low, high in state.get("slots", ())
-            if a in self._given and 1 <= int(low) <= int(value) <= int(high)
-        }
-        responses = {}
-        for name, address, *numbers in state.get("responses", ()):
-            count, seconds = (_finite(v) for v in numbers)
-            if address in self._known.get(name, ()):
-                responses[name, address] = _Sums(count, seconds)
-        covered = {a: _finite(v) for a, v in state.get("covered", {}).items() if a in self._given}
-        arrived = {n: _finite(v) for n, v in state["arrived"].items() if n in self._known}
-        total = _finite(state["seconds"])
-        rows = [
-            {a: np.array([_finite(v) for v in row]) for a, row in state[key].items()}
-            for key in ("done", "time")
-        ]
-        for row in rows:
-            if any(len(values) != CONCURRENCY_LEVELS for values in row.values()):
-                raise ValueError(f"a row of other than {CONCURRENCY_LEVELS} concurrency levels")
+        arrived = {n: finite(v) for n, v in state["arrived"].items() if n in self._known}
+        total = finite(state["seconds"])
+        crowded, slots = self._crowded.restored(state), self._slots.restored(state)
         self._pairs, self._arrived, self._seconds = pairs, arrived, total
-        self._responses, self._covered = responses, covered
-        for mine, row in zip((self._done, self._time), rows, strict=True):
-            mine.update({a: values for a, values in row.items() if a in mine})
-        self._slots = found
-        self._find_slots()
-
-
-def _finite(value: Any) -> float:
-    number = float(value)
-    if not math.isfinite(number) or number < 0:
-        raise ValueError(f"{value!r} is not a finite number of at least 0")
-    return number
+        self._crowded, self._slots = crowded, slots

@@ -19,7 +19,7 @@ ROWS = (
     ("errors", "model"),
     ("alarm", "children", "logs", "notify", "paths", "tables", "terminal", "v1"),
     # 1: the configuration and what computes without I/O
-    ("allowance", "checks", "columns", "responses"),
+    ("allowance", "checks", "columns", "responses", "saved"),
     (
         "bounds",
         "config",
@@ -32,7 +32,7 @@ ROWS = (
         "window",
     ),
     ("sums", "wire"),
-    ("packed", "rows", "unparsed"),
+    ("concurrency", "packed", "rows", "unparsed"),
     ("bearer", "estimate", "fleet", "learn", "listen", "messages", "tls"),
     ("answers", "trials"),
     ("guard",),
