@@ -53,12 +53,12 @@ def test_workers_wake_each_other(tmp_path: Path) -> None:
                 hold=HELD,
                 server=spread(port),
             ) as nginx:
-                assert nginx.get("/a", x_work="0.05")[0] == 200
+                assert nginx.get("/a", x_work="0.03")[0] == 200
                 until(lambda: nginx.snapshot()["addresses"][0]["limit"] == 1)
                 until(lambda: all(w["port"] for w in nginx.snapshot()["workers"]))
                 start = time.monotonic()
-                clients = [Client(port, "/a", 0.015) for _ in range(60)]
-                assert statuses(clients) == [200] * 60
+                clients = [Client(port, "/a", 0.03) for _ in range(40)]
+                assert statuses(clients) == [200] * 40
                 seconds[workers] = time.monotonic() - start
                 until(nginx.is_at_rest)
                 levels = nginx.snapshot()["addresses"][0]["seconds_at"]
