@@ -24,7 +24,17 @@ from trimtab.children import Child
 from trimtab.demo.scenario import parse
 from trimtab.errors import DependencyError, TrimtabError
 
-__all__ = ["BASE", "CASES", "VARIANTS", "Cost", "Measured", "backend", "measure", "total_seconds"]
+__all__ = [
+    "AT_ONCE",
+    "BASE",
+    "CASES",
+    "VARIANTS",
+    "Cost",
+    "Measured",
+    "backend",
+    "measure",
+    "total_seconds",
+]
 
 # Starting and stopping nginx, and warming it up.
 OVERHEAD_SECONDS: Final = 1.5
@@ -34,7 +44,8 @@ _CONNECTIONS: Final = 64
 
 _START_SECONDS: Final = 10.0
 
-_SCENARIO: Final = """
+# Servers that answer at once show what the balancer itself takes.
+AT_ONCE: Final = """
 [load]
 requests_per_second = 1
 [[server]]
@@ -209,7 +220,7 @@ def measure(
     Raises DependencyError when a program is missing.
     """
     _needs()
-    scenario = parse(_SCENARIO, "cost.toml")
+    scenario = parse(AT_ONCE, "cost.toml")
     done = 0.0
     for case, (size, log) in CASES.items():
         first = free_ports(7)

@@ -28,12 +28,12 @@ from trimtab.actuators.stock import Stock
 from trimtab.actuators.upstreams_conf import render_upstreams
 from trimtab.bench.balancers.base import Site
 from trimtab.bench.balancers.stock import stock_config
-from trimtab.bench.cost import backend
+from trimtab.bench.cost import AT_ONCE, backend
 from trimtab.bench.scenario import find as find_scenario
 from trimtab.bench.scenario import schedule
 from trimtab.bench.stage import Stage, free_ports
 from trimtab.config import Config
-from trimtab.demo.scenario import Scenario, parse
+from trimtab.demo.scenario import Load, Scenario, parse
 from trimtab.load.processes import run_processes
 from trimtab.load.records import Ending
 from trimtab.load.result import Result
@@ -70,19 +70,8 @@ AFTER_SECONDS: Final = 0.3
 # The first second opens the connections.
 _WARM_SECONDS: Final = 1.0
 
-# Servers that answer at once show what the reload itself adds.
-_AT_ONCE: Final = """
-[load]
-requests_per_second = 500
-[[server]]
-count = 3
-slots = 64
-[[class]]
-name = "all"
-path = "/"
-service_seconds = 0.001
-deadline_seconds = 1
-"""
+# Of the servers that answer at once.
+REQUESTS_PER_SECOND: Final = 500.0
 
 CASES: Final = ("servers that answer at once", "speeds 1:2:4, 75% load")
 
@@ -217,7 +206,9 @@ def _servers(
 ) -> Iterator[tuple[Scenario, tuple[str, ...], Stage | None]]:
     """A case's scenario, and its servers while they run."""
     if case == CASES[0]:
-        scenario = parse(_AT_ONCE, "reloads.toml")
+        scenario = replace(
+            parse(AT_ONCE, "reloads.toml"), load=Load(requests_per_second=REQUESTS_PER_SECOND)
+        )
         first = free_ports(len(scenario.servers))
         addresses = tuple(f"127.0.0.1:{first + n}" for n in range(len(scenario.servers)))
         with backend(directory / "backend", addresses, 0):
