@@ -22,6 +22,7 @@ __all__ = [
     "address",
     "addresses",
     "argv",
+    "clusters",
     "directory",
     "file",
     "hostname",
@@ -102,6 +103,16 @@ def workers(value: Any) -> int | str:
         return integer(1, 512)(value)
     except ValueError:
         raise ValueError('a whole number from 1 to 512, or "auto"') from None
+
+
+def clusters(value: Any) -> int | str:
+    """1 to 256, or "bic"."""
+    if value == "bic":
+        return "bic"
+    try:
+        return integer(1, 256)(value)
+    except ValueError:
+        raise ValueError('a whole number from 1 to 256, or "bic"') from None
 
 
 def directory(value: Any) -> Path:

@@ -205,8 +205,9 @@ class Learning:
     observe_seconds: float = key(number(1, 86400), default=120.0)
     # One action is held, and one reward measured, for this long.
     decision_seconds: float = key(number(1, 86400), default=60.0)
-    # Number of states. The default is 3^3: each of three classes at high, medium or low load.
-    clusters: int = key(integer(1, 256), default=27)
+    # Number of states. The default is 3^3: each of three classes at high, medium or low load. With
+    # "bic" the Bayesian information criterion chooses it from what was observed, up to 27.
+    clusters: int | str = key(checks.clusters, default=27)
     # Refit the states when more than this many observations lie outside 3 sigma of all of them.
     outlier_threshold: int = key(integer(1, 1_000_000), default=60)
     # Share of decisions that try a profile at random instead of the best known.

@@ -17,7 +17,7 @@ from typing import Any, Final
 from trimtab.config import Config
 from trimtab.estimate import Estimates, shares
 from trimtab.learn.actions import NEUTRAL, PROFILES, Profile, profile_weights
-from trimtab.learn.clusters import MOST_SAMPLES, Clusters, State, fit
+from trimtab.learn.clusters import MOST_SAMPLES, Clusters, State, fit_wanted
 from trimtab.learn.features import Features, demand
 from trimtab.learn.network import NetworkTable
 from trimtab.learn.qlearning import QTable
@@ -210,7 +210,7 @@ class Learned:
 
     def observe(self, features: Features, seconds: float) -> str:
         """Take the features of an interval of that length in; gives what happened, if anything
-        worth telling. May fit, which takes about a second."""
+        worth telling. May fit, which takes about a second, or some where their number is chosen."""
         self._samples.append(features)
         if self._clusters is None:
             return ""
@@ -242,7 +242,7 @@ class Learned:
         learning = self._config.learning
         before = self._clusters
         samples = list(self._samples)
-        self._clusters = fit(samples, learning.clusters, seed=learning.seed, previous=before)
+        self._clusters = fit_wanted(samples, learning.clusters, seed=learning.seed, previous=before)
         now = set(self._clusters.identities)
         gone = sorted(set(before.identities) - now) if before else []
         self._table.forget(gone)

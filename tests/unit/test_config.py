@@ -50,7 +50,7 @@ verify_seconds = 5
 enabled = false
 observe_seconds = 10
 decision_seconds = 5
-clusters = 8
+clusters = "bic"
 outlier_threshold = 5
 exploration_ratio = 0.0
 seed = 7
@@ -107,7 +107,7 @@ def test_every_key_is_read() -> None:
         enabled=False,
         observe_seconds=10.0,
         decision_seconds=5.0,
-        clusters=8,
+        clusters="bic",
         outlier_threshold=5,
         exploration_ratio=0.0,
         seed=7,

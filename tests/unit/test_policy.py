@@ -45,6 +45,20 @@ def fitted() -> Learned:
     return policy
 
 
+def test_number_of_states_is_chosen_where_the_configuration_says_so() -> None:
+    """Of "bic" two loads are two states although many would be allowed, and the load that comes
+    later is a third one; what was known keeps its name."""
+    chosen = configuration(
+        learning='clusters = "bic"\noutlier_threshold = 10\nobserve_seconds = 60'
+    )
+    policy = Learned(chosen)
+    observed(policy, 1.0, 120)
+    observed(policy, 10.0, 120)
+    assert policy.fit().startswith("2 states from 240 observations")
+    told = [text for text in observed(policy, 100.0, 120) if text]
+    assert told[-1] == "3 states from 311 observations, 2 of them known before"
+
+
 def test_proposal_holds_every_pair_and_the_estimates() -> None:
     """Known numbers go in, unknown ones are 1 or None, slots only where they are sure."""
     weights = proposal(CONFIG, ESTIMATES, {"b": 0.3}, "neutral")

@@ -285,6 +285,7 @@ _STARTER: Final = """\
 # enabled = true
 # observe_seconds = 120
 # decision_seconds = 60
+# States at most, or "bic" to have their number chosen from what was observed.
 # clusters = 27
 # outlier_threshold = 60
 # exploration_ratio = 0.1

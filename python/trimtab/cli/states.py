@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from trimtab.errors import ConfigError, DependencyError, StateError, TrimtabError
-from trimtab.learn.clusters import Clusters, fit, fit_bic
+from trimtab.learn.clusters import BIC, Clusters, fit_wanted
 from trimtab.learn.features import Features, features
 from trimtab.model import Connections, PairCounters, Snapshot, Window
 from trimtab.sources.collected import NOT_2XX_3XX, Reading, read_lines
@@ -170,17 +170,17 @@ def observations(readings: Iterable[Reading], seconds: float) -> list[Features]:
     return [features(w, names, addresses) for w in windows]
 
 
-def _most(text: str) -> int | None:
-    """The number of states at most; None when it is to be chosen."""
-    if text == "bic":
-        return None
+def _most(text: str) -> int | str:
+    """The number of states at most, or "bic"."""
+    if text == BIC:
+        return BIC
     if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 256:
         raise ConfigError(f"--clusters {text}: it must be from 1 to 256, or bic")
     return int(text)
 
 
-def _fitted(seen: Sequence[Features], most: int | None, seed: int) -> dict[str, Any]:
-    clusters = fit_bic(seen, seed=seed) if most is None else fit(seen, most, seed=seed)
+def _fitted(seen: Sequence[Features], most: int | str, seed: int) -> dict[str, Any]:
+    clusters = fit_wanted(seen, most, seed=seed)
     path = [clusters.classify(f) for f in seen]
     moves = Counter((a.index, b.index) for a, b in pairwise(path))
     return {

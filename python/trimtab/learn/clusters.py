@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from trimtab.learn.features import Features
 
-__all__ = ["Clusters", "State", "allowed_clusters", "fit", "fit_bic"]
+__all__ = ["BIC", "Clusters", "State", "allowed_clusters", "fit", "fit_bic", "fit_wanted"]
 
 Floats = NDArray[np.float64]
 
@@ -37,8 +37,14 @@ SAMPLES_A_CLUSTER: Final = 10
 # A full covariance has d times the parameters of a diagonal one; it needs samples to match.
 SAMPLES_A_COVARIANCE_COLUMN: Final = 4
 
+# What stands for the number of clusters when it is to be chosen.
+BIC: Final = "bic"
+
 # What is tried when the number is chosen: steps of about a half, up to the default of 27.
 BIC_COUNTS: Final = (1, 2, 3, 5, 8, 12, 18, 27)
+
+# The criterion falls, and then rises: one rise may be the luck of a fit, after two none is tried.
+BIC_RISES: Final = 2
 
 # Bounds the time of a fit: 2000 samples, 27 clusters and 30 columns take about a second.
 MOST_SAMPLES: Final = 2000
@@ -276,23 +282,61 @@ def fit(
     return _renamed(fitted, previous) if previous else fitted
 
 
-def fit_bic(observations: Sequence[Features], *, seed: int = 0) -> Clusters:
+def fit_bic(
+    observations: Sequence[Features], *, seed: int = 0, previous: Clusters | None = None
+) -> Clusters:
     """Like `fit`, with the number of clusters, up to 27, that has the least Bayesian information
-    criterion −2·log L + p·log n, p the free parameters (Schwarz, 1978)."""
+    criterion −2·log L + p·log n, p the free parameters (Schwarz, 1978).
+
+    At most eight fits, from few clusters to many; it ends when the criterion has risen twice."""
+    if len(observations) > MOST_SAMPLES:
+        evenly = np.linspace(0, len(observations) - 1, MOST_SAMPLES).astype(int)
+        observations = [observations[i] for i in evenly]
     count = len(observations)
-    best, least = None, math.inf
+    best, least, rises = fit(observations, 1, seed=seed), math.inf, 0
     for wanted in BIC_COUNTS:
-        if wanted > allowed_clusters(wanted, count):
+        if wanted > allowed_clusters(wanted, count) or rises >= BIC_RISES:
             break
-        found = fit(observations, wanted, seed=seed)
+        found = fit(observations, wanted, seed=seed) if wanted > 1 else best
         k, d = found.means.shape
         diagonal = all(np.count_nonzero(c - np.diag(np.diag(c))) == 0 for c in found.covariances)
         free = k * (d + (d if diagonal else d * (d + 1) // 2)) + k - 1
-        likelihood = sum(found.classify(o).log_likelihood for o in observations)
-        criterion = free * math.log(count) - 2 * likelihood
-        if best is None or criterion < least:
-            best, least = found, criterion
-    return best if best is not None else fit(observations, 1, seed=seed)
+        criterion = free * math.log(count) - 2 * _log_likelihood(found, observations)
+        if criterion < least:
+            best, least, rises = found, criterion, 0
+        else:
+            rises += 1
+    return _renamed(best, previous) if previous else best
+
+
+def fit_wanted(
+    observations: Sequence[Features],
+    wanted: int | str,
+    *,
+    seed: int = 0,
+    previous: Clusters | None = None,
+) -> Clusters:
+    """`fit_bic` where `wanted` is "bic", else `fit`: as the configuration says it."""
+    if wanted == BIC:
+        return fit_bic(observations, seed=seed, previous=previous)
+    return fit(observations, int(wanted), seed=seed, previous=previous)
+
+
+def _log_likelihood(of: Clusters, observations: Sequence[Features]) -> float:
+    """The sum over the observations of what `classify` says, all whole ones at once."""
+    z = np.array([of._scaled(o) for o in observations])
+    whole = np.isfinite(z).all(axis=1)
+    logs = np.empty((int(whole.sum()), len(of.weights)))
+    constant = of.means.shape[1] * math.log(2 * math.pi)
+    for k, (mean, covariance) in enumerate(zip(of.means, of.covariances, strict=True)):
+        away = z[whole] - mean
+        distances = (away * np.linalg.solve(covariance, away.T).T).sum(axis=1)
+        log_weight = math.log(max(float(of.weights[k]), 1e-300))
+        logs[:, k] = log_weight - 0.5 * (distances + np.linalg.slogdet(covariance)[1] + constant)
+    others = (o for o, all_known in zip(observations, whole, strict=True) if not all_known)
+    return float(np.logaddexp.reduce(logs, axis=1).sum()) + sum(
+        of.classify(o).log_likelihood for o in others
+    )
 
 
 def _mixture(z: Floats, wanted: int, seed: int) -> tuple[Floats, Floats, Floats]:

@@ -8,7 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from trimtab.learn.clusters import Clusters, allowed_clusters, fit, fit_bic
+from trimtab.learn import clusters
+from trimtab.learn.clusters import BIC_COUNTS, Clusters, allowed_clusters, fit, fit_bic, fit_wanted
 from trimtab.learn.features import Features
 
 NAMES = ("in_flight/s1:1", "response_time_seconds/a", "requests_per_second/a", "connections")
@@ -206,3 +207,35 @@ def test_bic_finds_how_many_loads_there_are() -> None:
         for _ in range(100)
     ]
     assert len(fit_bic(seen).identities) == 3
+
+
+def test_bic_keeps_the_identity_of_what_was_known() -> None:
+    """Chosen anew after a third load came, the two known states keep their names."""
+    before = fit_wanted(drawn([LOW, MIDDLE], 100), "bic")
+    after = fit_wanted(drawn([LOW, MIDDLE, HIGH], 100, seed=1), "bic", previous=before)
+    assert len(before.identities) == 2
+    assert len(after.identities) == 3
+    for centre in (LOW, MIDDLE):
+        assert after.classify(at(centre)).index == before.classify(at(centre)).index
+    assert after.classify(at(HIGH)).index not in before.identities
+
+
+def test_bic_ends_when_more_clusters_do_not_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two loads: nothing beyond the second count that is worse than the best is fitted."""
+    tried = []
+    monkeypatch.setattr(
+        clusters, "fit", lambda seen, wanted, **given: tried.append(wanted) or fit(
+            seen, wanted, **given
+        )
+    )  # fmt: skip
+    assert len(fit_bic(drawn([LOW, HIGH], 300)).identities) == 2
+    assert max(tried) <= 5 < max(BIC_COUNTS)
+
+
+def test_bic_takes_observations_with_gaps_and_of_other_names() -> None:
+    """What lacks a value, or has other names, is judged by what it has."""
+    seen = drawn([LOW, HIGH], 100)
+    seen[3] = Features(names=NAMES, values=(math.nan, *seen[3].values[1:]))
+    seen[4] = Features(names=NAMES[:2], values=seen[4].values[:2])
+    assert len(fit_bic(seen).identities) == 2
+    assert fit_bic([seen[4]]).identities == (0,)
