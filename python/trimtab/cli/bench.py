@@ -60,11 +60,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.epilog = EPILOG
     parser.add_argument(
-        "what", nargs="?", choices=("compare", "cost", "estimates", "learning", "reloads", "scale"),
+        "what", nargs="?",
+        choices=("compare", "agreement", "cost", "estimates", "learning", "reloads", "scale"),
         default="compare",
-        help="compare balancers (default), measure what a request costs them in processor time, "
-        "compare what is learned, how far estimates are from simulated truth, what "
-        "reloads cost in stock mode, or what many nginx cost one policy server (scale)",
+        help="compare balancers (default), the twin with live runs (agreement), measure what a "
+        "request costs them in processor time, compare what is learned, how far estimates are from "
+        "simulated truth, what reloads cost in stock mode, or what many nginx cost one policy "
+        "server (scale)",
     )  # fmt: skip
     parser.add_argument(
         "--scenario", nargs="+", metavar="NAME", help="run these, or all (default: a short set)"
@@ -138,6 +140,10 @@ def run(arguments: argparse.Namespace) -> int:
         from trimtab.cli import bench_learning
 
         return bench_learning.run(arguments) if arguments.twin else _learning(arguments)
+    if arguments.what == "agreement":
+        from trimtab.cli import bench_agreement
+
+        return bench_agreement.run(arguments, plan, _live)
     if arguments.what == "estimates":
         from trimtab.cli import bench_estimates
 
@@ -247,12 +253,14 @@ def _learning(arguments: argparse.Namespace) -> int:
     """`trimtab bench learning` on live nginx."""
     from trimtab.cli import bench_learning
 
-    def run_all(wanted: Plan, results: Results) -> int:
-        with terminal.Progress(wanted.total_seconds) as bar:
-            caught = asyncio.run(_interruptible(wanted, results, bar))
-        return 128 + caught if caught else 0
+    return bench_learning.live(arguments, _live)
 
-    return bench_learning.live(arguments, run_all)
+
+def _live(wanted: Plan, results: Results) -> int:
+    """Run a plan with a bar: 0, or 128 and the signal that ended it."""
+    with terminal.Progress(wanted.total_seconds) as bar:
+        caught = asyncio.run(_interruptible(wanted, results, bar))
+    return 128 + caught if caught else 0
 
 
 def _cost(arguments: argparse.Namespace) -> int:

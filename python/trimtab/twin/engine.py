@@ -223,7 +223,11 @@ def _dispatch(
             rivals.moved(now, i, s.present[i], s.slots[i], k.memory)
             rivals.started(b, i, k.memory)
         if not s.down[i] and not (s.error[i] > 0 and load.uniform[job, 1] < s.error[i]):
-            _enter(s, i, job, load.work[job] * s.affinity[i, j], now)
+            need = load.work[job] * s.affinity[i, j]
+            if first >= 0 and now > load.at[job] and s.present[i] < s.slots[i]:
+                # It comes from the waiting room to a slot that stood idle meanwhile.
+                need += c.hand_over[0] * s.speed[i]
+            _enter(s, i, job, need, now)
             return
         _end_try(job, False, now, load, c, k, n, o)
         if code != TRIMTAB:

@@ -93,6 +93,7 @@ class Control(NamedTuple):
     mean_service: Floats  # (B,)
     tau: Floats  # (B,)
     deadline: Floats  # (C,): 0 for unknown
+    hand_over: Floats  # (1,): seconds that a slot stands idle before a request that waited
 
 
 class Balancers(NamedTuple):
@@ -149,6 +150,7 @@ def control(balancers: int, classes: int, servers: int) -> Control:
         mean_service=np.full(balancers, 0.01),
         tau=np.full(balancers, 0.3),
         deadline=np.zeros(classes),
+        hand_over=np.zeros(1),
     )
 
 
@@ -228,6 +230,7 @@ def bare_control(of: Control) -> Control:
         mean_service=bare(of.mean_service),
         tau=bare(of.tau),
         deadline=bare(of.deadline),
+        hand_over=bare(of.hand_over),
     )
 
 

@@ -54,6 +54,8 @@ class World:
             all slots are known.
         deadlines: as configured; a class that is not named has none until weights say one.
         balancers: how many share the servers; requests come to each at random.
+        hand_over_seconds: that a slot stands idle before a request from the waiting room is there:
+            half a millisecond through a real nginx on a shared machine, see decision 6.
         delay_seconds: from `apply` to the first balancer that uses the weights; each of B balancers
             gets them 1/B of `interval_seconds` after the one before.
         interval_seconds: in which each balancer asks once.
@@ -73,6 +75,7 @@ class World:
         hold: bool | Sequence[bool] = False,
         deadlines: Mapping[str, float] | None = None,
         balancers: int = 1,
+        hand_over_seconds: float = 0.0,
         delay_seconds: float = 0.0,
         interval_seconds: float = 1.0,
         rule: str = "trimtab",
@@ -110,6 +113,7 @@ class World:
         self.outcome = parts.outcome(count)
         self._room = room.room(balancers, c, m, count)
         self._control.hold[:] = hold
+        self._control.hand_over[:] = hand_over_seconds
         if slots_known:
             self._control.slots[:] = np.tile(servers.slots, balancers)
             self._control.given[:] = 1

@@ -91,6 +91,24 @@ def test_nobody_is_lost(hold: bool) -> None:
     assert (one._room.first < 0).all()
 
 
+def test_a_slot_stands_idle_while_a_request_is_handed_over() -> None:
+    """Half a second before one that waited; none before one that found the slot free, and none
+    where the next is at the server already, as one of short services has one more than slots."""
+    requests = Requests(
+        at=np.array([0.0, 0.2, 5.0]),
+        kind=np.zeros(3, dtype=np.int64),
+        work=np.ones(3),
+        deadline=np.array([1.0]),
+        mean_work=np.array([1.0]),
+    )
+    given = {"hold": True, "hand_over_seconds": 0.5, "interval_seconds": 1e6}
+    ended = lived(Servers.alike(1), requests, **given).outcome.ended
+    assert ended.tolist() == pytest.approx([1.0, 2.5, 6.0])
+    short = replace(requests, at=requests.at / 1000, work=requests.work / 1000)
+    ended = lived(Servers.alike(1), short, **given).outcome.ended
+    assert ended.tolist() == pytest.approx([0.001, 0.002, 0.006])
+
+
 def test_unknown_slots_hold_nobody() -> None:
     """Without slots `hold` changes nothing."""
     servers = Servers.alike(2, 2)

@@ -210,7 +210,7 @@ def test_urgency_rises_towards_the_deadline_and_then_stays() -> None:
 
 
 def test_limits_leave_room_where_it_costs_little() -> None:
-    """The slots; one more where services are under 8 ms; two more where an estimate is tried out;
+    """The slots; one more where services are under 20 ms; two more where an estimate is tried out;
     none where they are unknown."""
     assert rule.limit(4, True, 0.02) == 4
     assert rule.limit(4, True, 0.005) == 5
