@@ -224,9 +224,12 @@ def _report(work: Training, output: Path) -> str:
         [name, f"{value:.2f}", f"{value / base:.2f}" if base else "-"]
         for name, value in art.items()
     ]
+    outside = [[load, f"{ratio:.1%}"] for load, ratio in work.outside.items()]
     return "\n".join(
         [
             table(["profile, fixed", "ART per 1000", "of neutral"], rows),
+            "",
+            table(["at this part of the load", "observations outside of all states"], outside),
             "",
             f"{work.seeds_done} seeds, {work.requests} simulated requests; written to {output}",
             f'put  trained = "{output}"  into [learning] of the configuration to start from it',

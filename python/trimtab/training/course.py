@@ -1,11 +1,13 @@
 """Training in the twin: the production controller steers simulated servers, over many seeds.
 
     1. search   W_ij by CMA-ES on the scenario (`twin.search`): the profiles "twin" and "twin-half"
-    2. learn    an episode a seed: the production controller with its estimator, guard and policy
-                in a `twin.world.World`; the load varies from seed to seed, so that states differ
-    3. measure  every profile, fixed, on the same requests: its advantage over neutral, paired by
+    2. observe  states are fitted over every load that is trained at (`observing`)
+    3. learn    an episode a seed: the production controller with its estimator, guard and policy
+                in a `twin.world.World`; the load varies from seed to seed
+    4. measure  every profile, fixed, on the same requests: its advantage over neutral, paired by
                 decision window, is what the table knows beforehand over all states
-    4. compare  every profile, fixed, and what was learned, on requests that nothing has seen
+    5. compare  every profile, fixed, and what was learned, on requests that nothing has seen; and
+                how many observations are outside of every state at loads that nothing was fitted to
 
 What was reached is a trained file at any time (`learn.trained`): after each stage and episode it is
 written, so that an interrupted training keeps what is done and `resume` goes on with the rest.
@@ -29,6 +31,13 @@ from trimtab.learn.actions import NEUTRAL, PROFILES, Profile, searched
 from trimtab.learn.network import Network, NetworkTable
 from trimtab.policy import Learned, Neutral
 from trimtab.training.live import Fixed, Lived, live, world_of
+from trimtab.training.observing import (
+    LOAD_FACTORS,
+    check_seconds,
+    observe_seconds,
+    observed,
+    outside_ratios,
+)
 from trimtab.training.setting import addresses_of, upstreams_in_order, upstreams_of
 from trimtab.twin.search import by_name, ideal_weights, search
 
@@ -39,8 +48,8 @@ NEUTRAL_NAME: Final = PROFILES[NEUTRAL].name
 # In training, trying is free: most decisions explore, and nothing has to be proven first.
 EXPLORATION_RATIO: Final = 0.75
 
-# The load of an episode over the scenario's: from a quiet hour to a busy one.
-LOAD_FACTORS: Final = (0.7, 1.1)
+# No episode fits the states again: they are those of all loads, and values are of states.
+NEVER: Final = 1_000_000_000
 
 # Requests of the search: enough that a run's ART says more of the weights than of its luck, few
 # enough for a hundred candidates in a minute.
@@ -78,6 +87,7 @@ class _Progress:
     # profile -> windows, mean and variance of its advantage in reward over neutral, measured
     advantages: dict[str, list[float]] = field(default_factory=dict)
     art_per_1000: dict[str, float] = field(default_factory=dict)  # profile -> ART, compared
+    outside: dict[str, float] = field(default_factory=dict)  # load -> share outside of all states
     requests: int = 0
 
 
@@ -109,7 +119,12 @@ class Training:
         self._live_config = config
         self._config = replace(
             config,
-            learning=replace(config.learning, exploration_ratio=EXPLORATION_RATIO, prove=False),
+            learning=replace(
+                config.learning,
+                exploration_ratio=EXPLORATION_RATIO,
+                prove=False,
+                outlier_threshold=NEVER,
+            ),
         )
         self._upstreams = upstreams_in_order(scenario, config)
         self._given = upstreams_of(config)
@@ -127,6 +142,7 @@ class Training:
     def total_seconds(self) -> float:
         """Simulated seconds of a whole training, about."""
         runs = self._evaluations * SEARCH_RUNS * SEARCH_SECONDS + self._seeds * self._seconds
+        runs += observe_seconds(self._seconds) + check_seconds(self._seconds)
         return runs + (2 * len(PROFILES) + 6) * self._compare_seconds
 
     @property
@@ -147,6 +163,12 @@ class Training:
     def art_per_1000(self) -> Mapping[str, float]:
         """Profile -> ART per 1000 requests in the comparison; empty before it."""
         return self._progress.art_per_1000
+
+    @property
+    def outside(self) -> Mapping[str, float]:
+        """Load, as a share of the scenario's -> share of the observations outside of every state,
+        at loads that the states were not fitted to; empty before it is measured."""
+        return self._progress.outside
 
     @property
     def profiles(self) -> tuple[Profile, ...]:
@@ -236,10 +258,15 @@ class Training:
             self._search()
             self._save()
         self._done_seconds += self._evaluations * SEARCH_RUNS * SEARCH_SECONDS
+        if self._policy_state is None:
+            self._observe()
+            self._save()
+        self._done_seconds += observe_seconds(self._seconds)
         for seed in range(1, self._seeds + 1):
             if seed not in self._progress.seeds:
                 self._episode(seed)
                 self._progress.advantages, self._progress.art_per_1000 = {}, {}
+                self._progress.outside = {}
                 self._save()
             self._done_seconds += self._seconds
         if not self._progress.advantages:
@@ -248,6 +275,10 @@ class Training:
         self._done_seconds += self._compare_seconds * (1 + len(self.profiles) + len(PROFILES))
         if not self._progress.art_per_1000:
             self._compare()
+            self._save()
+        self._done_seconds = self.total_seconds - check_seconds(self._seconds)
+        if not self._progress.outside:
+            self._check()
             self._save()
 
     # The stages
@@ -290,10 +321,36 @@ class Training:
             "evaluations": found.evaluations,
         }
 
-    def _episode(self, seed: int) -> None:
-        given = trained.Trained(profiles=self.profiles)
+    def _heard(self, label: str, seconds: float, note: str) -> None:
+        self._told(Stage(label, self._done_seconds + seconds, note))
+
+    def _observe(self) -> None:
+        profiles = (*PROFILES, *self.profiles)
+        policy, _ = self._policy()
+        for each in observed(self._scenario, self._config, profiles, self._seconds, self._heard):
+            policy.observe(each, self._config.policy.interval_seconds)
+        policy.fit()
+        self._policy_state = policy.to_state()
+
+    def _check(self) -> None:
+        """How well the states fit other loads."""
+        if self._policy_state and self._policy_state["clusters"]:
+            self._progress.outside = outside_ratios(
+                self._scenario,
+                self._config,
+                (*PROFILES, *self.profiles),
+                self._policy_state["clusters"],
+                self._seconds,
+                self._heard,
+            )
+
+    def _policy(self) -> tuple[Learned, NetworkTable | None]:
+        """What learns, as nothing was learned yet, and its network's table."""
         table = self._dqn() if self._network else None
-        policy = Learned(self._config, given, table)
+        return Learned(self._config, trained.Trained(profiles=self.profiles), table), table
+
+    def _episode(self, seed: int) -> None:
+        policy, table = self._policy()
         if self._policy_state is not None:
             policy.restore(self._policy_state)
         # The first at the scenario's own load, the others around it.
