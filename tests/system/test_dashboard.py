@@ -246,6 +246,7 @@ def test_a_browser_shows_pins_drains_and_survives_a_restart(tmp_path: Path) -> N
         epoch = json.loads(server.get("/status.json")[1])["epoch"]
         server.kill()
         page.until(f"{LINK} === 'reconnecting' || {LINK}.startsWith('no data')")
+        page.until("document.body.className === 'stale'")
         server.start()
         page.until(f"{LINK} === 'live' && {ROWS} === 3")
         pid = server.process.pid if server.process else 0
@@ -266,6 +267,9 @@ def test_a_browser_shows_a_hundred_servers_at_any_size(tmp_path: Path) -> None:
             for dark in (False, True):
                 page.dark(dark)
                 page.until(f"{LINK} === 'live' && {ROWS} === 100")
+                # The decisions are within reach: the servers scroll in a box of their own.
+                box = "document.querySelector('#servers').parentElement"
+                assert page.js(f"{box}.scrollHeight > 2 * {box}.clientHeight")
                 assert page.js("document.documentElement.scrollWidth <= innerWidth")
                 colours.add(page.js("getComputedStyle(document.body).backgroundColor"))
                 picture = tmp_path / f"{width}-{dark}.png"

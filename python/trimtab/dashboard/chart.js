@@ -23,7 +23,8 @@ function axis(value) {
 }
 
 // points: [{time, values: [number or null, one a class]}], oldest first.
-// options: {limit: a line to draw at this value, seconds: width of the chart}
+// options: {limit: a line to draw at this value, seconds: width of the chart,
+//           none: what to say while there are points but no value}
 function drawChart(box, points, options) {
   const width = box.clientWidth || 400, height = box.clientHeight || 170;
   const left = 40, right = 6, top = 8, bottom = 20;
@@ -31,10 +32,11 @@ function drawChart(box, points, options) {
   const from = last - options.seconds;
   const shown = points.filter(point => point.time >= from);
   box.replaceChildren();
-  if (shown.length < 2) {
+  const known = shown.some(point => point.values.some(value => value !== null && value !== undefined));
+  if (shown.length < 2 || !known) {
     const empty = document.createElement("div");
     empty.className = "empty";
-    empty.textContent = "collecting";
+    empty.textContent = shown.length < 2 || !options.none ? "collecting" : options.none;
     box.append(empty);
     return;
   }

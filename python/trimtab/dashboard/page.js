@@ -77,12 +77,18 @@ function drawTop() {
   const classes = Object.values(now.upstreams);
   const sum = key => classes.reduce((total, c) => total + (c[key] || 0), 0);
   const rate = sum("requests_per_second");
-  const mean = key => rate > 0 ? classes.reduce((t, c) => t + (c[key] || 0) * (c.requests_per_second || 0), 0) / rate : null;
-  const behind = now.instances.filter(i => i.generation !== now.generation).length;
+  const mean = (key, of = classes) => {
+    const weight = of.reduce((t, c) => t + (c.requests_per_second || 0), 0);
+    return weight > 0 ? of.reduce((t, c) => t + (c[key] || 0) * (c.requests_per_second || 0), 0) / weight : null;
+  };
+  // Nothing is late, or on time, without a deadline.
+  const due = classes.filter(c => c.deadline_seconds);
+  // A generation or two behind is usual while weights change with every report.
+  const behind = now.instances.filter(i => i.generation < now.generation - 2).length;
   const alone = now.instances.filter(i => !i.generation).length;
   const errors = mean("error_ratio");
   list($("tiles"), [
-    ["ART per 1000 requests", number(mean("art_per_1000"), 1), `${percent(mean("tardy_ratio"))} late`],
+    ["ART per 1000 requests", number(mean("art_per_1000", due), 1), due.length ? `${percent(mean("tardy_ratio", due))} late` : "no deadline yet"],
     ["Requests per second", number(rate, 1), `${percent(errors)} errors`, errors > 0.05 && "alarm"],
     ["In flight", number(sum("in_flight"), 1), `${number(sum("waiting"), 1)} waiting`],
     ["Profile in force", now.profile, now.shadow ? `would be ${now.chosen}` : now.exploring ? "exploring" : now.decision],
@@ -102,11 +108,11 @@ function drawCharts() {
   const names = Object.keys(now.upstreams);
   const values = pick => points.map(p => ({ time: p.time, values: names.map(n => p.classes[n] ? pick(p.classes[n], n) : null) }));
   const seconds = Math.min(600, Math.max(120, points.length ? points[points.length - 1].time - points[0].time : 0));
-  drawChart($("chart-art"), values(c => c.art_per_1000), { seconds, label: "ART per 1000 requests by class" });
+  drawChart($("chart-art"), values((c, n) => now.upstreams[n].deadline_seconds ? c.art_per_1000 : null), { seconds, label: "ART per 1000 requests by class", none: "no deadline yet" });
   drawChart($("chart-time"), values((c, n) => {
     const deadline = now.upstreams[n].deadline_seconds;
     return deadline && c.response_time_seconds !== null ? c.response_time_seconds / deadline : null;
-  }), { seconds, limit: 1, label: "Mean response time over deadline by class" });
+  }), { seconds, limit: 1, label: "Mean response time over deadline by class", none: "no deadline yet" });
   list($("legend"), names, () => make("span", {}, make("i"), make("span")), (item, name, n) => {
     item.children[0].className = `dot b${n % 8}`;
     say(item.children[1], name);
@@ -118,8 +124,8 @@ function drawCharts() {
 const FACTS = [
   ["mean", c => time(c.response_time_seconds)], ["p50", c => time(c.p50_seconds)],
   ["p99", c => time(c.p99_seconds)], ["deadline", c => time(c.deadline_seconds)],
-  ["requests/s", c => number(c.requests_per_second)], ["ART / 1000", c => number(c.art_per_1000)],
-  ["late", c => percent(c.tardy_ratio)], ["errors", c => percent(c.error_ratio)],
+  ["requests/s", c => number(c.requests_per_second)], ["ART / 1000", c => number(c.deadline_seconds ? c.art_per_1000 : null)],
+  ["late", c => percent(c.deadline_seconds ? c.tardy_ratio : null)], ["errors", c => percent(c.error_ratio)],
   ["in flight", c => number(c.in_flight)], ["waiting", c => number(c.waiting)],
   ["service", c => time(c.service_time_seconds)], ["servers", c => String(Object.keys(c.peers).length)],
 ];
@@ -185,6 +191,8 @@ function servers() {
 const COLUMNS = [
   ["address", "server", "first"], ["rate", "rate", "extra"], ["in_flight", "in flight", ""], ["errors", "errors", "extra"],
 ];
+// More rows than this scroll in a box of their own.
+const LONG = 20;
 const PAIR = [["s", "share"], ["w", "W"], ["t", "time"]];
 
 function key(row, column) {
@@ -235,6 +243,7 @@ function drawServers() {
   say($("servers-note"), `${all.length}${count(all.filter(r => r.down && !r.drained).length, "down")}${count(all.filter(r => r.drained).length, "drained")}`);
   $("servers-none").hidden = rows.length > 0;
   const body = $("servers").tBodies[0];
+  $("servers").parentElement.classList.toggle("long", all.length > LONG);
   if (body.dataset.classes !== String(classes.length)) body.replaceChildren();
   body.dataset.classes = classes.length;
   const most = Math.max(0.01, ...classes.flatMap(name => rows.map(r => r.pairs[name]?.s || 0)));
@@ -257,7 +266,8 @@ function drawServers() {
       const [track, text] = share.firstElementChild.children;
       track.firstElementChild.className = `b${names.indexOf(name) % 8}`;
       track.firstElementChild.style.width = part(pair?.s / most);
-      say(text, pair ? percent(pair.s, pair.s < 0.0995 ? 1 : 0) : "");
+      say(text, pair ? percent(pair.s, pair.s < 0.0995 && pair.s > 0 ? 1 : 0) : "");
+      text.className = pair?.s ? "" : "idle";
       const struck = now.shadow && pair?.h && !pair.p && Math.abs(pair.h / pair.w - 1) > 0.005;
       say(weight.children[0], pair?.p ? "pin" : "");
       weight.children[0].className = pair?.p ? "tag pin" : "";
@@ -404,6 +414,7 @@ function listen() {
 setInterval(() => {
   if (!came) return;
   const age = (Date.now() - came) / 1000;
+  document.body.classList.toggle("stale", age > 5);
   const silent = now.statistics_age_seconds === null || now.statistics_age_seconds > 10;
   if (age > 5) link("lost", `no data for ${span(age)}`);
   else if (now.server?.trouble) link("lost", "trouble");
