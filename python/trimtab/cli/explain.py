@@ -14,7 +14,7 @@ from typing import Any, Final
 from urllib.parse import urlencode
 
 from trimtab import terminal
-from trimtab.cli import admin_client, picks
+from trimtab.cli import admin_client, picks, plainly
 from trimtab.errors import TrimtabError
 
 __all__ = ["add_arguments", "render", "run", "trial_text"]
@@ -65,7 +65,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 def render(told: Mapping[str, Any], *, full: bool = False) -> str:
     """The explanation as text of at most 80 columns; `full` lists each input of a peer."""
-    parts = ["\n".join(_head(told)), _peers(told)]
+    parts = ["\n".join(_head(told))]
+    if plain := " ".join(plainly.sentences(told, one=full)):
+        parts.append("\n".join(textwrap.wrap(
+            plain, COLUMNS, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False
+        )))  # fmt: skip
+    parts.append(_peers(told))
     if full:
         parts += ["\n".join(_inputs(peer)) for peer in told["peers"].values()]
     parts.append(_FORMULA)
@@ -160,7 +165,9 @@ def _last(told: Mapping[str, Any]) -> Iterator[str]:
     else:
         when = _when(told.get("changed"))
         yield f"last change: generation {change['from']} to {change['to']} at {when}"
-        yield f"  because: {change['reason']}"[:COLUMNS]
+        reason = change["reason"]
+        moved = "estimates moved" if reason == "estimates" else reason
+        yield f"  because: {moved}"[:COLUMNS]
         for name, text in (("deadline_seconds", "deadline"), ("service_time_seconds", "service")):
             if name in change:
                 before, after = change[name]
