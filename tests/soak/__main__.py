@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -19,7 +20,7 @@ from trimtab.load.schedule import ClassLoad, build
 from trimtab.load.workloads import Request, Work
 
 from .faults import FAULTS, Scene, unavailable
-from .judge import Disturbance, backward, growth_ratio, judge
+from .judge import Disturbance, backward, growth_ratio, judge, lives
 from .stage import CLASSES, POSTS, SHARES, Stage, staged
 
 # A request may find a server that hangs (3 s to nginx's timeout), and then another.
@@ -33,6 +34,9 @@ WARM_UP_SECONDS = 60.0
 
 # What may come and go with connections and the allocator's pieces, without a leak.
 FLAT_RATIO = 1.15
+
+# Of a process's life: it reads its packages and its state, and takes its first connections.
+YOUNG_SECONDS = 15.0
 
 
 class Load:
@@ -104,7 +108,7 @@ class Watch:
     """Memory and generations, looked at twice a second."""
 
     def __init__(self, stage: Stage) -> None:
-        self.memory: dict[str, list[tuple[float, float]]] = {}
+        self.memory: dict[str, list[tuple[float, int, float]]] = {}
         self.generations: list[tuple[int, int]] = []
         self._stage = stage
         self._start = time.monotonic()
@@ -118,8 +122,9 @@ class Watch:
 
     def _look(self) -> None:
         while not self._stop.wait(0.5):
-            for role, size in self._stage.memory().items():
-                self.memory.setdefault(role, []).append((self.elapsed(), size))
+            at = self.elapsed()
+            for role, pid, size in self._stage.memory():
+                self.memory.setdefault(role, []).append((at, pid, size))
             if (seen := self._stage.weights()) is not None:
                 self.generations.append(seen)
 
@@ -143,6 +148,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--hold", choices=("auto", "on", "off"), default="auto")
     parser.add_argument("--workers", type=int, default=2, help="of nginx (2)")
     parser.add_argument("--faults", nargs="*", choices=FAULTS, metavar="NAME", default=list(FAULTS))
+    parser.add_argument("--without", nargs="+", choices=FAULTS, metavar="NAME", default=[])
     parser.add_argument("--directory", type=Path, default=Path("var/soak"), help="(var/soak)")
     parser.add_argument("--json", type=Path, help="also write what was found there")
     return parser.parse_args(argv)
@@ -183,6 +189,22 @@ def disturb(
     return seen, made
 
 
+def largest(samples: list[tuple[float, int, float]]) -> list[tuple[float, float]]:
+    """(seconds, bytes of the role's largest process then)."""
+    of: dict[float, float] = {}
+    for at, _, size in samples:
+        of[at] = max(size, of.get(at, 0))
+    return list(of.items())
+
+
+def by_minute(samples: list[tuple[float, float]]) -> list[float]:
+    """The largest megabytes of each minute."""
+    minutes: dict[int, float] = {}
+    for at, size in samples:
+        minutes[int(at // 60)] = max(size, minutes.get(int(at // 60), 0))
+    return [round(minutes[minute] / 1e6, 1) for minute in sorted(minutes)]
+
+
 def at_rest(stage: Stage) -> list[str]:
     """What is not as it should be when nothing happens any more."""
     wrong = []
@@ -213,7 +235,7 @@ def main(argv: list[str] | None = None) -> int:
             say(f"left out: {name} {reasons[name]}")
         if "disk-full" in options.faults and not stage.mounted:
             say("no tmpfs can be mounted here: a full disk is one for the policy server alone")
-        names = [n for n in options.faults if n not in reasons]
+        names = [n for n in options.faults if n not in reasons and n not in options.without]
         watch = Watch(stage)
         try:
             load = Load(stage, options.seed, options.rate, options.seconds)
@@ -229,13 +251,32 @@ def main(argv: list[str] | None = None) -> int:
     wrong += [f"lost: {told}" for told in losses.unexplained]
     wrong += backward(watch.generations)
     rows = []
+    memory = {}
     for role, samples in watch.memory.items():
-        grown = growth_ratio(samples, warm)
-        rows.append([role, f"{max(s for _, s in samples) / 1e6:.1f}", f"{grown:.3f}"])
+        series = largest(samples)
+        grown = growth_ratio(series, warm)
+        oldest = lives(samples, YOUNG_SECONDS)[:1]
+        rows.append(
+            [
+                role,
+                f"{max(s for _, s in series) / 1e6:.1f}",
+                f"{grown:.3f}",
+                f"{oldest[0].end - oldest[0].begin:.0f}" if oldest else "–",
+                f"{oldest[0].bytes_per_minute / 1e6:+.3f}" if oldest else "–",
+            ]
+        )
+        memory[role] = {
+            "megabytes_by_minute": by_minute(series),
+            "last_third_over_first": round(grown, 4),
+            "longest_life": [asdict(each) for each in oldest],
+        }
         if grown > FLAT_RATIO:
             wrong.append(f"the memory of the {role} grew to {grown:.2f} of its beginning")
     say("")
-    say(terminal.table(("process", "MB at most", "last third / first"), rows))
+    heads = ("process", "MB at most", "last third / first", "longest life s", "its MB a minute")
+    say(terminal.table(heads, rows))
+    for role, found in memory.items():
+        say(f"{role}, MB by minute: {' '.join(f'{m:.0f}' for m in found['megabytes_by_minute'])}")
     say(f"\nfaults: {sum(made.values())}, " + ", ".join(f"{n} {c}" for n, c in made.items()))
     say(
         f"requests: {losses.requests}, lost by killed workers {losses.by_killed_worker}, by "
@@ -253,6 +294,7 @@ def main(argv: list[str] | None = None) -> int:
             "lost_by_killed_workers": losses.by_killed_worker,
             "lost_by_servers": losses.by_server,
             "lost": losses.lost,
+            "memory": memory,
             "wrong": wrong,
         }
         options.json.write_text(json.dumps(found, indent=2) + "\n")

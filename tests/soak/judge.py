@@ -10,7 +10,7 @@ import numpy as np
 
 from trimtab.load.records import Bools, Ending, Records
 
-__all__ = ["Disturbance", "Losses", "backward", "growth_ratio", "judge"]
+__all__ = ["Disturbance", "Life", "Losses", "backward", "growth_ratio", "judge", "lives"]
 
 # From a kill to the reset at the client's, and between the clocks of two processes.
 SLACK_SECONDS: Final = 0.1
@@ -97,6 +97,39 @@ def growth_ratio(samples: Sequence[tuple[float, float]], warm_up: float) -> floa
     early = [size for at, size in kept if at <= begin + third]
     late = [size for at, size in kept if at >= end - third]
     return max(late) / max(early)
+
+
+@dataclass(frozen=True, slots=True)
+class Life:
+    """The memory of one process: from when to when it was looked at, largest, and least squares'
+    slope. A role's own series hides a leak where its process is killed again and again."""
+
+    pid: int
+    begin: float
+    end: float
+    largest: float
+    bytes_per_minute: float
+
+
+def lives(samples: Iterable[tuple[float, int, float]], warm_up: float) -> list[Life]:
+    """The processes of one role, the longest life first; `samples` are (seconds, pid, bytes).
+
+    Each process's first `warm_up` seconds are left out: it reads its packages and its state then.
+    Those with no two samples after that are left out whole.
+    """
+    of: dict[int, list[tuple[float, float]]] = {}
+    for at, pid, size in samples:
+        of.setdefault(pid, []).append((at, size))
+    found = []
+    for pid, series in of.items():
+        kept = np.array([each for each in series if each[0] >= series[0][0] + warm_up])
+        if len(kept) < 2:
+            continue
+        at, sizes = kept[:, 0], kept[:, 1]
+        away = at - at.mean()
+        slope = float(away @ sizes / (away @ away)) * 60
+        found.append(Life(pid, float(at[0]), float(at[-1]), float(sizes.max()), slope))
+    return sorted(found, key=lambda life: life.begin - life.end)
 
 
 def backward(seen: Iterable[tuple[int, int]]) -> list[str]:

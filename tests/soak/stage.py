@@ -179,14 +179,13 @@ class Stage:
         except OSError:
             return ""
 
-    def memory(self) -> dict[str, int]:
-        """Resident bytes of the policy server and of the largest nginx worker."""
-        sizes = {}
+    def memory(self) -> list[tuple[str, int, int]]:
+        """Role, pid and resident bytes of the policy server and of each nginx worker."""
+        pids = [("nginx worker", pid) for pid in self.nginx.workers()] if self.nginx.running else []
         if self.policy is not None and self.policy.running:
-            sizes["policy server"] = resident(self.policy.pid)
-        if self.nginx.running:
-            sizes["nginx worker"] = max(map(resident, self.nginx.workers()), default=0)
-        return {role: size for role, size in sizes.items() if size}
+            pids.append(("policy server", self.policy.pid))
+        sizes = [(role, pid, resident(pid)) for role, pid in pids]
+        return [each for each in sizes if each[2]]
 
     @contextmanager
     def serving(self) -> Iterator["Stage"]:

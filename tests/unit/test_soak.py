@@ -4,10 +4,11 @@ import socket
 import threading
 
 import numpy as np
+import pytest
 
 from ports import free_port
 from soak.forwarder import Link, forwarding
-from soak.judge import Disturbance, backward, growth_ratio, judge
+from soak.judge import Disturbance, backward, growth_ratio, judge, lives
 from trimtab.load.records import Ending, Records
 
 
@@ -76,6 +77,17 @@ def test_growth_is_of_the_last_third_over_the_first() -> None:
 
     assert growth_ratio(flat, warm_up=10) == 1
     assert growth_ratio(rising, warm_up=10) > 1.3
+
+
+def test_the_slope_is_of_each_process_by_itself() -> None:
+    """A leak shows in each life, though a kill every half minute keeps the role's memory flat."""
+    samples = [(float(at), at // 30, 50e6 + 1e6 * (at % 30)) for at in range(95)]
+
+    found = lives(samples, warm_up=5)
+
+    assert [life.pid for life in found] == [0, 1, 2]
+    assert found[0].bytes_per_minute == pytest.approx(60e6)
+    assert (found[0].begin, found[0].end, found[0].largest) == (5.0, 29.0, 79e6)
 
 
 def test_a_generation_that_goes_back_is_seen() -> None:
