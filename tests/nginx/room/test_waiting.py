@@ -74,6 +74,30 @@ def test_nobody_waits_longer_than_the_bound(tmp_path: Path) -> None:
         assert waiting(nginx) == 0
 
 
+def test_one_stall_is_not_taken_for_the_pace(tmp_path: Path) -> None:
+    """Forty clients at a server of milliseconds, and one request of a second: those that come
+    after it with dozens waiting are not refused, as it will soon be their turn."""
+    with (
+        peers(Peer(slots=1)) as group,
+        hooked(tmp_path, {"a": known(group)}, hold={**HELD, "max_wait_seconds": 3}) as nginx,
+    ):
+
+        async def both() -> Load:
+            crowd = asyncio.create_task(
+                load(nginx.port, ["/a"], concurrency=40, seconds=3, headers="X-Work: 0.002\r\n")
+            )
+            await asyncio.sleep(1)
+            long = Client(nginx.port, "/a", 1.5)
+            got = await crowd
+            assert long.wait().status == 200
+            return got
+
+        got = asyncio.run(both())
+        assert got.statuses.keys() == {200}
+        assert refused(nginx) == 0
+        until(nginx.is_at_rest)
+
+
 def test_clients_that_go_away_leave_the_room(tmp_path: Path) -> None:
     """Requests whose clients hang up while they wait never reach a server."""
     with full(tmp_path) as (nginx, group):

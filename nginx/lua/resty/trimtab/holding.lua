@@ -29,6 +29,7 @@ local begin_try = dispatch.begin_try
 local clock = libc.monotonic
 local drain_room = room_module.drain
 local enter = passes.enter
+local exp = math.exp
 local follow = weights.follow
 local gather = counters.gather
 local get_request = base.get_request
@@ -53,8 +54,9 @@ local uniform = dispatch.uniform
 local MIN_WAIT_SECONDS = 0.001
 -- A poke that nobody uses ends after so many workers.
 local MAX_HOPS = 16
--- Memory of the pace at which a class is served, in requests.
-local PACE_MEMORY = 16
+-- Fewer than so many, of those that were bound within about max_wait_seconds,
+-- say nothing of a pace: then a request waits and sees.
+local PACE_LEAST = 8
 
 local _M = {}
 
@@ -76,7 +78,7 @@ function _M.open(a_registry, a_dict, row)
     local most = 0
     for _, upstream in ipairs(registry.upstreams) do
         room_module.add_class(room, upstream)
-        upstream.pace, upstream.bound_at = 0, 0
+        upstream.bound, upstream.binding, upstream.bound_at = 0, 0, 0
         most = max(most, upstream.count)
     end
     all_count = #registry.servers
@@ -116,13 +118,23 @@ local function left(waiter, upstream)
 end
 
 
+-- What was bound of a class until now, and the seconds in which some waited;
+-- both fade over max_wait_seconds, the time that they are to foretell. (A mean
+-- of the last sixteen gaps took one stall of a second for the pace to come,
+-- and refused hundreds that would have been served at once after it.)
+local function fade(upstream, now)
+    local gap = now - upstream.bound_at
+    local kept = exp(-gap / upstream.max_wait_seconds)
+    return upstream.bound * kept, upstream.binding * kept + gap
+end
+
+
 -- Binds a waiter, already removed from the room, to peer p.
 local function bind(waiter, p)
     local upstream = waiter.upstream
     left(waiter, upstream)
-    upstream.pace = upstream.pace
-                    + (drain_now - upstream.bound_at - upstream.pace)
-                      / PACE_MEMORY
+    local bound, binding = fade(upstream, drain_now)
+    upstream.bound, upstream.binding = bound + 1, binding
     upstream.bound_at = drain_now
     begin_try(waiter, p, view.scores, drain_now)
     waiter.is_bound = true
@@ -262,8 +274,9 @@ end
 
 -- The seconds that a request which comes now would have to wait, by the pace
 -- at which its class is served here.
-local function expected_wait(upstream)
-    return upstream.waiting * upstream.pace
+local function expected_wait(upstream, now)
+    local bound, binding = fade(upstream, now)
+    return bound < PACE_LEAST and 0 or upstream.waiting * binding / bound
 end
 
 
@@ -309,7 +322,7 @@ local function hold(record, upstream, now)
     if upstream.waiting == 0 then
         upstream.bound_at = now
     end
-    local expected = expected_wait(upstream)
+    local expected = expected_wait(upstream, now)
     push(room, upstream, record)
     claims.class_waiting(upstream.index, 1)
     claims.publish(room.waiting)
@@ -329,7 +342,7 @@ local function hold(record, upstream, now)
         if wait(record, upstream) then
             return true
         end
-        expected = expected_wait(upstream)
+        expected = expected_wait(upstream, clock())
     end
     claims.class_refused(upstream.index)
     return false, expected
