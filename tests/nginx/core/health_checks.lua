@@ -24,7 +24,8 @@ local function fill(drain, since, most)
     for p = 0, count - 1 do
         server[p], drained[p] = p, drain[p + 1]
         healths[p] = {
-            reason = since[p + 1] > 0 and 1 or 0, since = since[p + 1],
+            reason = since[p + 1] > 0 and 1 or 0, backoff = 10,
+            back = since[p + 1] + 10,
         }
     end
     local left = health_of.fill_skip(count, server, drained, healths, most,

@@ -163,7 +163,7 @@ def test_a_slow_start_rises_to_the_whole(play: Callable[..., list[Any]]) -> None
     ("drain", "since", "most", "filled"),
     [
         ([0, 0, 0], [0, 5, 0], 1, [1, 0, 1, 0]),
-        ([0, 0, 0, 0], [9, 5, 7, 0], 2, [2, 0, 1, 1, 0]),
+        ([0, 0, 0, 0], [9, 5, 7, 0], 2, [2, 1, 0, 1, 0]),
         ([0, 0, 0], [3, 5, 4], 2, [0, 0, 0, 0]),
         ([1, 0, 0], [0, 5, 4], 2, [0, 1, 0, 0]),
         ([1, 0, 0], [5, 5, 0], 1, [1, 1, 1, 0]),
@@ -176,7 +176,7 @@ def test_ejected_peers_are_left_out_up_to_the_cap_and_never_all(
     most: int,
     filled: list[int],
 ) -> None:
-    """Those first that were ejected first; where all that are not drained are ejected, none."""
+    """Those whose conviction is the newest; where all that are not drained are ejected, none."""
     assert play(["fill", drain, since, most])[0][0] == filled
 
 
@@ -346,6 +346,35 @@ def test_when_all_are_ejected_all_are_used(tmp_path: Path) -> None:
         assert run(nginx, 0.3).statuses[200] > 5
         # The first that succeeds is back, long before its back-off is over.
         assert not all("ejection" in address(nginx, p) for p in group)
+        until(nginx.is_at_rest)
+
+
+def test_who_fails_now_is_out_rather_than_who_failed_before(tmp_path: Path) -> None:
+    """With one of three out for a minute, and well again, another one that fails is left out in
+    its place: the first is used and back with its first answer, and no client sees an error."""
+    with (
+        peers(Peer(), Peer(), Peer()) as group,
+        hooked(
+            tmp_path,
+            {"a": known(group)},
+            health=HEALTH | {"eject_seconds": 60, "eject_max_seconds": 60},
+        ) as nginx,
+    ):
+        before, now = group[:2]
+        statuses: set[int] = set()
+
+        def out(peer: Peer) -> bool:
+            statuses.update(run(nginx, 0.1, clients=14).statuses)
+            return bool(address(nginx, peer)["down"])
+
+        before.fault = "500"
+        until(lambda: out(before), 5)
+        before.fault = ""
+        now.fault = "500"
+        until(lambda: out(now), 5)
+        until(lambda: not out(before), 5)
+        assert out(now)
+        assert statuses == {200}
         until(nginx.is_at_rest)
 
 

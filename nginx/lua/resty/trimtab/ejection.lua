@@ -171,7 +171,7 @@ local function best_error(upstream, i)
 end
 
 
--- Whether one more peer of the upstream may be ejected.
+-- Whether one more peer of the upstream may be left out.
 local function has_room(upstream)
     local out = 0
     for p = 0, upstream.count - 1 do
@@ -214,11 +214,16 @@ end
 local function judge_failure(record, i, now, is_probe)
     local health, upstream = healths[i], record.upstream
     if health.reason == 0 then
-        local reason = health_of.failed(health, map.error[i],
-                                        best_error(upstream, i),
+        local best = best_error(upstream, i)
+        local reason = health_of.failed(health, map.error[i], best,
                                         upstream.eject_failures,
                                         upstream.eject_error_ratio)
-        if reason and has_room(upstream) then
+        -- Where too many are out already it takes the place of one whose
+        -- failures are older, as long as another is in: else one that is dead
+        -- would be used, and one left out that fell silent a minute ago.
+        if reason and (has_room(upstream) or best < huge and most_ejected(
+               upstream.count, upstream.eject_max_ratio) > 0)
+        then
             return eject(upstream, i, reason, now)
         end
         suspect(upstream, health, now)

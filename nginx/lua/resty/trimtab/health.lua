@@ -179,10 +179,18 @@ function _M.share(joined, now, seconds)
 end
 
 
+-- When a server was last found wanting: ejected, or tried in vain; huge for
+-- one that checks find so again and again.
+local function convicted_at(health)
+    return health.back - health.backoff
+end
+
+
 -- Fills skip[p] of an upstream: not 0 where the peer is drained or ejected.
--- Of the ejected ones at most `most` are left out, those first that were
--- ejected first; and none where that would leave nobody: then all that are not
--- drained are used. Returns how many are left out.
+-- Of the ejected ones at most `most` are left out, those whose conviction is
+-- the newest: of the others it is known least that they still fail, and their
+-- first success brings them in. None is where that would leave nobody: then
+-- all that are not drained are used. Returns how many are left out.
 function _M.fill_skip(count, server, drain, healths, most, skip)
     local open, ejected = 0, 0
     for p = 0, count - 1 do
@@ -199,11 +207,13 @@ function _M.fill_skip(count, server, drain, healths, most, skip)
     end
     local left = min(ejected, most)
     for _ = 1, left do
-        local first, found = huge, -1
+        local last, found = -huge, -1
         for p = 0, count - 1 do
             local health = healths[server[p]]
-            if skip[p] == 0 and health.reason > 0 and health.since < first then
-                first, found = health.since, p
+            if skip[p] == 0 and health.reason > 0
+               and convicted_at(health) > last
+            then
+                last, found = convicted_at(health), p
             end
         end
         skip[found] = 1
