@@ -14,6 +14,7 @@ from random import Random
 from typing import Any
 
 from trimtab import terminal
+from trimtab.errors import TrimtabError
 from trimtab.load.processes import run_processes
 from trimtab.load.result import Result
 from trimtab.load.schedule import ClassLoad, build
@@ -167,17 +168,25 @@ def warmed(stage: Stage, watch: Watch) -> float:
 
 def disturb(
     stage: Stage, load: Load, random: Random, names: list[str], until: float
-) -> tuple[list[Disturbance], Counter[str]]:
-    """Make the faults in turn, in an order that changes each round."""
+) -> tuple[list[Disturbance], Counter[str], list[str]]:
+    """Make the faults in turn, in an order that changes each round; what they may have lost, how
+    many of each, and what went wrong with them."""
     seen: list[Disturbance] = []
+    broken: list[str] = []
     made: Counter[str] = Counter()
     while names:
         for name in random.sample(names, len(names)):
             time.sleep(random.uniform(*CALM_SECONDS))
             if load.since() > until or not load.running:
-                return seen, made
+                return seen, made, broken
             at = load.since()
-            what, disturbances = FAULTS[name](Scene(stage, random, load.since))
+            try:
+                what, disturbances = FAULTS[name](Scene(stage, random, load.since))
+            except (OSError, TrimtabError) as error:
+                # Half an hour of findings must not go with one fault that could not be made.
+                broken.append(f"at {at:.1f} s the fault {name} was not made: {error}")
+                say(broken[-1])
+                continue
             failed = 0 if load.progress is None else load.progress.failed
             say(f"{at:6.1f} s  {what} ({failed} failed so far)")
             seen += disturbances
@@ -186,7 +195,7 @@ def disturb(
             if stage.policy is not None and not stage.policy.running:
                 say(f"{load.since():6.1f} s  the policy server has ended; starting it again")
                 stage.start_policy()
-    return seen, made
+    return seen, made, broken
 
 
 def largest(samples: list[tuple[float, int, float]]) -> list[tuple[float, float]]:
@@ -242,11 +251,11 @@ def main(argv: list[str] | None = None) -> int:
             load.began()
             warm = warmed(stage, watch)
             last = options.seconds - CALM_SECONDS[1]
-            disturbances, made = disturb(stage, load, Random(options.seed), names, last)
+            disturbances, made, broken = disturb(stage, load, Random(options.seed), names, last)
             result = load.result()
         finally:
             watch.stop()
-        wrong = at_rest(stage)
+        wrong = broken + at_rest(stage)
     losses = judge(result.records, disturbances, POSTS)
     wrong += [f"lost: {told}" for told in losses.unexplained]
     wrong += backward(watch.generations)
@@ -280,7 +289,8 @@ def main(argv: list[str] | None = None) -> int:
     say(f"\nfaults: {sum(made.values())}, " + ", ".join(f"{n} {c}" for n, c in made.items()))
     say(
         f"requests: {losses.requests}, lost by killed workers {losses.by_killed_worker}, by "
-        f"killed or hanging servers (POST) {losses.by_server}, by Trimtab {losses.lost}"
+        f"killed or hanging servers (POST) {losses.by_server}, on kept connections that a reload "
+        f"of nginx closed {losses.by_reload}, by Trimtab {losses.lost}"
     )
     for told in wrong[:20]:
         say(f"WRONG: {told}")
@@ -293,6 +303,7 @@ def main(argv: list[str] | None = None) -> int:
             "requests": losses.requests,
             "lost_by_killed_workers": losses.by_killed_worker,
             "lost_by_servers": losses.by_server,
+            "lost_by_reloads": losses.by_reload,
             "lost": losses.lost,
             "memory": memory,
             "wrong": wrong,

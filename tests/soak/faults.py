@@ -66,8 +66,9 @@ def worker_killed(on: Scene) -> Told:
 
 def reload(on: Scene) -> Told:
     """nginx takes its configuration anew."""
+    at = on.since()
     on.stage.nginx.reload()
-    return "nginx reloaded", []
+    return "nginx reloaded", [Disturbance("reload", at, on.since())]
 
 
 def server_killed(on: Scene) -> Told:

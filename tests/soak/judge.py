@@ -15,6 +15,10 @@ __all__ = ["Disturbance", "Life", "Losses", "backward", "growth_ratio", "judge",
 # From a kill to the reset at the client's, and between the clocks of two processes.
 SLACK_SECONDS: Final = 0.1
 
+# From the signal until the last old worker has closed its idle connections: the master reads the
+# configuration first and starts new workers, which takes seconds on a busy machine.
+RELOAD_SECONDS: Final = 3.0
+
 # A client whose connection breaks knows it by then: loopback resets at once.
 BREAK_SECONDS: Final = 1.0
 
@@ -23,8 +27,9 @@ BREAK_SECONDS: Final = 1.0
 class Disturbance:
     """A fault as the load saw it: seconds from the start of the load.
 
-    `kind` is "worker killed" (at `begin`), "server killed" (at `begin`, back by `end`) or "server
-    stopped" (answers nothing from `begin` to `end`); what else happens excuses no loss.
+    `kind` is "worker killed" (at `begin`), "server killed" (at `begin`, back by `end`), "server
+    stopped" (answers nothing from `begin` to `end`) or "reload" (from the signal at `begin` until
+    there is a new worker at `end`); what else happens excuses no loss.
     """
 
     kind: str
@@ -39,11 +44,12 @@ class Losses:
     requests: int
     by_killed_worker: int
     by_server: int
+    by_reload: int
     unexplained: tuple[str, ...]
 
     @property
     def lost(self) -> int:
-        """Those that neither a killed worker nor a server answers for."""
+        """Those that neither a killed worker, a server nor nginx's reload answers for."""
         return len(self.unexplained)
 
 
@@ -52,6 +58,7 @@ def judge(records: Records, disturbances: Sequence[Disturbance], posts: str) -> 
     failed = records.failed
     worker = np.zeros(len(records), dtype=np.bool_)
     server = np.zeros(len(records), dtype=np.bool_)
+    reload = np.zeros(len(records), dtype=np.bool_)
     post = records.class_index == records.classes.index(posts)
     for each in disturbances:
         begin, end = each.begin - SLACK_SECONDS, each.begin + SLACK_SECONDS
@@ -59,6 +66,13 @@ def judge(records: Records, disturbances: Sequence[Disturbance], posts: str) -> 
             broken = np.isin(records.ending, (Ending.RESET, Ending.SHORT))
             soon = records.end <= each.begin + BREAK_SECONDS
             worker |= broken & (records.send <= end) & (records.end >= begin) & soon
+        elif each.kind == "reload":
+            # An old worker closes a kept connection that was idle when it looked, with a request
+            # on its way there: unread, so a client may send it again. Only on a kept one, and not
+            # a byte of an answer.
+            unread = records.reused & (records.ending == Ending.RESET)
+            near = records.send <= each.end + RELOAD_SECONDS
+            reload |= unread & near & (records.end >= begin)
         elif each.kind == "server killed":
             # In flight there at that moment, and not to be sent twice.
             cut = (records.ending == Ending.STATUS) & (records.status == 502)
@@ -70,7 +84,8 @@ def judge(records: Records, disturbances: Sequence[Disturbance], posts: str) -> 
         requests=len(records),
         by_killed_worker=int((failed & worker).sum()),
         by_server=int((failed & server & ~worker).sum()),
-        unexplained=tuple(_told(records, failed & ~worker & ~server)),
+        by_reload=int((failed & reload & ~worker & ~server).sum()),
+        unexplained=tuple(_told(records, failed & ~worker & ~server & ~reload)),
     )
 
 

@@ -70,6 +70,17 @@ def test_a_hanging_server_answers_for_its_posts() -> None:
     assert judge(rows, [], "post").lost == 1
 
 
+def test_a_reload_answers_for_kept_connections_that_it_closed() -> None:
+    """Reset without a byte, on a kept connection, near it; nothing else."""
+    rows = records(*[("read", at, at + 0.01, Ending.RESET, 0) for at in (5.0, 5.0, 9.0)],
+                   ("read", 5.0, 5.01, Ending.STATUS, 502))  # fmt: skip
+    rows.reused[:] = (True, False, True, True)
+
+    losses = judge(rows, [Disturbance("reload", 4.8, 5.3)], "post")
+
+    assert (losses.by_reload, losses.lost) == (1, 3)
+
+
 def test_growth_is_of_the_last_third_over_the_first() -> None:
     """The warm-up is left out; what rises all the time is seen."""
     flat = [(float(at), 50.0 if at > 5 else 200.0) for at in range(60)]
