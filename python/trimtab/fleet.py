@@ -93,6 +93,9 @@ class _Sum:
         self.waiting: dict[str, float] = {}
         self.connections = dict.fromkeys(_GAUGES, 0)
         self.unfollowed = True
+        # Of each balancer in turn: large arrays are not taken from the system a hundred times.
+        self._whole: Any = np.empty_like(self.whole)
+        self._real: Any = np.empty_like(self.real)
         self._nothing = Columns(layout, np.zeros_like(self.whole), np.zeros_like(self.real), ())
 
     def add(self, earlier: Snapshot, later: Snapshot) -> bool:
@@ -106,8 +109,8 @@ class _Sum:
             # nginx began anew: all that it counted belongs to the window.
             before, waited = self._nothing, {}
         rising, growing, times = layout.rising, layout.growing, layout.times
-        whole = after.whole[rising] - before.whole[rising]
-        real = after.real[growing] - before.real[growing]
+        whole = np.subtract(after.whole[rising], before.whole[rising], out=self._whole[rising])
+        real = np.subtract(after.real[growing], before.real[growing], out=self._real[growing])
         if whole.min(initial=0) < 0:
             return False
         if real.min(initial=0.0) < 0:
