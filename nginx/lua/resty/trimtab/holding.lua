@@ -58,6 +58,10 @@ local MAX_HOPS = 16
 -- say nothing of a pace: then a request waits and sees.
 local PACE_LEAST = 8
 
+-- Of max_wait_seconds: nobody is refused for what would be before the first
+-- in line has waited so long.
+local SEEN_RATIO = 0.5
+
 local _M = {}
 
 local registry, dict, map
@@ -322,7 +326,14 @@ local function hold(record, upstream, now)
     if upstream.waiting == 0 then
         upstream.bound_at = now
     end
-    local expected = expected_wait(upstream, now)
+    local expected = 0
+    -- While the first in line is young the pace may be that of a stall which
+    -- is over; there is time to wait and see.
+    if upstream.waiting > 0 and now - upstream.first.arrival
+                                > SEEN_RATIO * upstream.max_wait_seconds
+    then
+        expected = expected_wait(upstream, now)
+    end
     push(room, upstream, record)
     claims.class_waiting(upstream.index, 1)
     claims.publish(room.waiting)
