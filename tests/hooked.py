@@ -44,8 +44,11 @@ http {{
     lua_shared_dict trimtab 8m;
     lua_socket_log_errors off;
     lua_check_client_abort on;
-    init_by_lua_block {{ require("resty.trimtab").init("{directory}/trimtab.json") }}
-    init_worker_by_lua_block {{ require("resty.trimtab").init_worker() }}
+    init_by_lua_block {{
+        trimtab = require("resty.trimtab")
+        trimtab.init("{directory}/trimtab.json")
+    }}
+    init_worker_by_lua_block {{ trimtab.init_worker() }}
     proxy_http_version 1.1;
     proxy_set_header Connection "";
     proxy_next_upstream error timeout http_500 http_502 http_503 http_504 non_idempotent;
@@ -66,7 +69,7 @@ http {{
             ngx.print(require("cjson").encode(t))
         }} }}
         location = /trimtab/status {{
-            content_by_lua_block {{ require("resty.trimtab").status() }}
+            content_by_lua_block {{ trimtab.status() }}
         }}
         {bridge}
     }}
@@ -89,14 +92,14 @@ _UPSTREAM = """
     }}
 """
 
-_BALANCER = 'balancer_by_lua_block {{ require("resty.trimtab").balance("{name}") }}'
+_BALANCER = 'balancer_by_lua_block {{ trimtab.balance("{name}") }}'
 
 _LOCATION = """
         location /{name} {{
-            access_by_lua_block {{ require("resty.trimtab").access("{name}") }}
+            access_by_lua_block {{ trimtab.access("{name}") }}
             proxy_pass http://{name};
             {extra}
-            log_by_lua_block {{ require("resty.trimtab").log("{name}") }}
+            log_by_lua_block {{ trimtab.log("{name}") }}
         }}
 """
 

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -152,9 +153,17 @@ class NginxProcess:
             claim(address, "listen", section="[nginx]")
         claim(self._config.nginx.internal_listen, "internal_listen", section="[nginx]")
 
-    def start(self, timeout_seconds: float = 15.0) -> None:
+    def start(
+        self,
+        timeout_seconds: float = 15.0,
+        *,
+        under: Sequence[str] = (),
+        directives: str = "daemon off;",
+    ) -> None:
         """Check addresses and configuration, start, and wait until it answers.
 
+        A program that starts others, as valgrind, may be put before it (`under`), and other
+        directives on its command line.
         Raises TrimtabError with what nginx said; nothing runs then.
         """
         if self.running:
@@ -164,7 +173,7 @@ class NginxProcess:
         check(self.installation, self.directory)
         said = self.directory / "logs" / "start.log"
         said.unlink(missing_ok=True)
-        command = [*_command(self.installation, self.directory), "-g", "daemon off;"]
+        command = [*under, *_command(self.installation, self.directory), "-g", directives]
         self._master = master = Child("nginx", command, log=said)
         give_up = time.monotonic() + timeout_seconds
         try:

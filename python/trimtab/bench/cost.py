@@ -33,6 +33,8 @@ __all__ = [
     "Measured",
     "backend",
     "measure",
+    "rendered",
+    "site_of",
     "total_seconds",
 ]
 
@@ -184,13 +186,31 @@ def _wrk(url: str, seconds: float, prefix: tuple[str, ...] = ()) -> tuple[int, f
     return int(count[1]), float(rate[1]), errors
 
 
-def _round(site: Site, options: dict[str, Any], log: bool, seconds: float) -> Measured:
+def site_of(directory: Path, addresses: tuple[str, ...]) -> Site:
+    """Seven addresses: three servers that answer at once, and those of nginx."""
+    return Site(
+        scenario=parse(AT_ONCE, "cost.toml"),
+        servers=addresses[:3],
+        listen=addresses[3],
+        internal_listen=addresses[4],
+        policy_listen=addresses[5],
+        admin_listen=addresses[6],
+        directory=directory,
+    )
+
+
+def rendered(site: Site, options: dict[str, Any], *, log: bool) -> NginxProcess:
+    """nginx as a variant's options say, not yet started."""
     config = site.config(slots=True, hold=options.get("hold", "auto"))
     if slots := options.get("slots"):
         peers = tuple(replace(peer, slots=slots) for peer in config.upstreams[0].peers)
         config = replace(config, upstreams=(replace(config.upstreams[0], peers=peers),))
-    rendered = {n: v for n, v in options.items() if n not in ("hold", "slots")}
-    process = NginxProcess.rendered(site.directory, config, access_log=log, **rendered)
+    others = {n: v for n, v in options.items() if n not in ("hold", "slots")}
+    return NginxProcess.rendered(site.directory, config, access_log=log, **others)
+
+
+def _round(site: Site, options: dict[str, Any], log: bool, seconds: float) -> Measured:
+    process = rendered(site, options, log=log)
     process.start()
     try:
         _wrk(f"http://{site.listen}/", 1)  # connections opened, Lua compiled
@@ -220,7 +240,6 @@ def measure(
     Raises DependencyError when a program is missing.
     """
     _needs()
-    scenario = parse(AT_ONCE, "cost.toml")
     done = 0.0
     for case, (size, log) in CASES.items():
         first = free_ports(7)
@@ -230,15 +249,7 @@ def measure(
             for number in range(1, rounds + 1):
                 for name, options in VARIANTS.items():
                     report(done, case, f"round {number}, {name}")
-                    site = Site(
-                        scenario=scenario,
-                        servers=addresses[:3],
-                        listen=addresses[3],
-                        internal_listen=addresses[4],
-                        policy_listen=addresses[5],
-                        admin_listen=addresses[6],
-                        directory=directory / re.sub(r"\W+", "-", name),
-                    )
+                    site = site_of(directory / re.sub(r"\W+", "-", name), addresses)
                     of_case[name][number] = _round(site, options, log, seconds)
                     done += seconds + OVERHEAD_SECONDS
 

@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
+from statistics import median
 from typing import Final
 
 from trimtab.bench.cost import BASE, Cost
@@ -12,7 +13,14 @@ from trimtab.bench.markdown import pipes, provenance, write_text
 from trimtab.bench.tables import wrapped
 from trimtab.terminal import table
 
-__all__ = ["markdown_of", "table_of", "write_json"]
+__all__ = [
+    "instructions_markdown",
+    "instructions_table",
+    "markdown_of",
+    "table_of",
+    "write_instructions",
+    "write_json",
+]
 
 FORMAT: Final = 1
 
@@ -83,3 +91,35 @@ def write_json(cost: Cost, path: Path) -> None:
     }
     data = {"format": FORMAT, **machine(), "uncounted": uncounted(), "rounds": rounds}
     write_text(json.dumps(data, indent=1) + "\n", path)
+
+
+COUNT_HEADER: Final = ("variant", "instr.", "added", "to least_conn", "from", "to")
+_COUNT_NOTE: Final = (
+    "Instructions in user space per request, 4 KB replies, no access log, counted by valgrind: "
+    "medians over rounds, from the least to the most; the kernel's are not in it."
+)
+
+
+def _count_rows(found: dict[str, list[float]]) -> list[list[str]]:
+    base = median(found[BASE]) if found.get(BASE) else None
+    rows = []
+    for name, counts in found.items():
+        own = median(counts)
+        compared = ["-", "-"] if base is None else [f"{own - base:.0f}", f"{own / base:.2f}"]
+        rows.append([name, f"{own:.0f}", *compared, f"{min(counts):.0f}", f"{max(counts):.0f}"])
+    return rows
+
+
+def instructions_table(found: dict[str, list[float]], columns: int | None = None) -> str:
+    """What callgrind counted (variant → a number a round), as a table for the terminal."""
+    return f"{table(COUNT_HEADER, _count_rows(found))}\n\n{wrapped(_COUNT_NOTE, columns)}"
+
+
+def instructions_markdown(found: dict[str, list[float]]) -> str:
+    """The same as Markdown, with where it was counted."""
+    return "\n\n".join([provenance(), pipes(COUNT_HEADER, _count_rows(found)), _COUNT_NOTE]) + "\n"
+
+
+def write_instructions(found: dict[str, list[float]], path: Path) -> None:
+    """Write every round. Raises TrimtabError when the file cannot be written."""
+    write_text(json.dumps({"format": FORMAT, **machine(), "rounds": found}, indent=1) + "\n", path)

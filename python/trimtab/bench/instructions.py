@@ -1,6 +1,6 @@
 """Instructions that processes execute, counted by `perf stat` where the machine can.
 
-Many virtual machines cannot; `uncounted` says why.
+Many virtual machines cannot; `uncounted` says why, and `callgrind` counts there.
 """
 
 import shutil

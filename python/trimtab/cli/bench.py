@@ -123,6 +123,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--separate", action="store_true",
         help="scale: ask for weights in a call of its own, as where reports cannot ask",
     )  # fmt: skip
+    parser.add_argument(
+        "--callgrind", action="store_true",
+        help="cost: count instructions in valgrind, where perf cannot, instead of time",
+    )  # fmt: skip
     parser.add_argument("--list", action="store_true", help="list scenarios and balancers")
 
 
@@ -134,6 +138,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.list:
         _list()
         return 0
+    if arguments.callgrind and arguments.what != "cost":
+        raise ConfigError("--callgrind goes with cost: trimtab bench cost --callgrind")
     if arguments.twin and arguments.what != "learning":
         raise ConfigError("--twin goes with learning: trimtab bench learning --twin")
     if arguments.what == "learning":
@@ -269,6 +275,8 @@ def _cost(arguments: argparse.Namespace) -> int:
 
     rounds, seconds = _lengths(arguments, COST_SECONDS)
     directory = _directory(arguments.output / "cost")
+    if arguments.callgrind:
+        return _callgrind(directory, rounds, as_markdown=arguments.markdown)
     found = cost.Cost()
 
     def measure(report: Callable[[float, str, str], None]) -> None:
@@ -281,6 +289,24 @@ def _cost(arguments: argparse.Namespace) -> int:
         cost_tables.write_json(found, directory / "cost.json")
     print(text if arguments.markdown else cost_tables.table_of(found, terminal.columns()))
     return status or int(found.errors > 0)
+
+
+def _callgrind(directory: Path, rounds: int, *, as_markdown: bool) -> int:
+    """`trimtab bench cost --callgrind`."""
+    from trimtab.bench import callgrind, cost, cost_tables
+
+    found: dict[str, list[float]] = {}
+
+    def count(report: Callable[[float, str, str], None]) -> None:
+        callgrind.count(directory, rounds=rounds, found=found, report=report)
+
+    status = _interrupted(count, rounds * len(cost.VARIANTS) * callgrind.ROUND_SECONDS)
+    text = cost_tables.instructions_markdown(found)
+    if found:
+        markdown.write_text(text, directory / "callgrind.md")
+        cost_tables.write_instructions(found, directory / "callgrind.json")
+    print(text if as_markdown else cost_tables.instructions_table(found, terminal.columns()))
+    return status
 
 
 def _reloads(arguments: argparse.Namespace) -> int:

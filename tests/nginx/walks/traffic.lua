@@ -118,6 +118,7 @@ _G.ngx = {
     status = 200,
     NOTICE = 6, WARN = 5, ERR = 4,
     log = function() end,
+    config = { nginx_version = 0 },
     crc32_long = function() return 1 end,
     req = { get_method = function() return "GET" end },
     worker = {

@@ -10,14 +10,23 @@ from typing import Any
 
 import pytest
 
-from trimtab.bench import cost
+from trimtab.actuators.nginx_binary import find
+from trimtab.bench import callgrind, cost
 from trimtab.bench.balancers.base import Site
 from trimtab.bench.balancers.hook import Hook
 from trimtab.bench.cost import Cost, Measured
-from trimtab.bench.cost_tables import markdown_of, table_of, write_json
+from trimtab.bench.cost_tables import (
+    instructions_markdown,
+    instructions_table,
+    markdown_of,
+    table_of,
+    write_json,
+)
 from trimtab.bench.instructions import Counter, count, uncounted
+from trimtab.bench.stage import free_ports, listens
+from trimtab.children import Child
 from trimtab.cli import main
-from trimtab.errors import DependencyError
+from trimtab.errors import ConfigError, DependencyError
 
 
 def missing() -> bool:
@@ -87,6 +96,55 @@ def test_a_missing_program_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path) -
     monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
     with pytest.raises(DependencyError, match="apt-get install"):
         cost.measure(tmp_path, seconds=1, rounds=1, cost=Cost(), report=lambda *_: None)
+
+
+def test_counted_instructions_are_medians_beside_the_base() -> None:
+    """What is added to least_conn, and the ratio; from the least to the most of the rounds."""
+    found = {cost.BASE: [20010.0, 20000.0, 19000.0], "Trimtab": [24000.0, 30000.0, 23000.0]}
+    rows = instructions_table(found).splitlines()
+    assert next(r for r in rows if r.startswith("Trimtab")).split() == [
+        *("Trimtab", "24000", "4000", "1.20", "23000", "30000")
+    ]
+    assert "| Trimtab | 24000 | 4000 | 1.20 | 23000 | 30000 |" in instructions_markdown(found)
+    # Interrupted before there was a base.
+    assert "-" in instructions_table({"Trimtab": [24000.0]}).splitlines()[2].split()
+
+
+@pytest.mark.skipif(missing(), reason="no nginx with Lua")
+def test_a_fixed_number_of_requests_is_sent(tmp_path: Path) -> None:
+    """No more and no fewer, whatever the number of connections; other answers are errors."""
+    address = f"127.0.0.1:{free_ports(1)}"
+    with cost.backend(tmp_path, (address,), 4096):
+        assert callgrind.send(address, 130) == 0
+        assert callgrind.send(address, 3) == 0
+    text = (tmp_path / "nginx.conf").read_text()
+    text = text.replace("access_log off;", f"access_log {tmp_path}/access.log;")
+    (tmp_path / "nginx.conf").write_text(text.replace("return 200", "return 404"))
+    command = [find("nginx").path, "-p", f"{tmp_path}/", "-c", str(tmp_path / "nginx.conf")]
+    with Child("nginx", [*command, "-g", "daemon off;"], log=tmp_path / "log") as child:
+        child.wait_until(lambda: listens(address), seconds=10)
+        assert callgrind.send(address, 130) == 130
+    lines = (tmp_path / "access.log").read_text().splitlines()
+    assert sum("GET" in line for line in lines) == 130
+
+
+@pytest.mark.skipif(shutil.which("valgrind") is None, reason="valgrind is not installed")
+def test_valgrind_counts_the_same_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two rounds of plain nginx are within a few percent, and what is written has both."""
+    monkeypatch.setattr(callgrind, "VARIANTS", {"least_conn": cost.VARIANTS["least_conn"]})
+    monkeypatch.setattr(callgrind, "WARM_UP", 300)
+    monkeypatch.setattr(callgrind, "COUNTED", 500)
+    assert main(["bench", "cost", "--callgrind", "--seeds", "2", "--output", str(tmp_path)]) == 0
+    written = json.loads((tmp_path / "cost" / "callgrind.json").read_text())
+    one, other = written["rounds"]["least_conn"]
+    assert one == pytest.approx(other, rel=0.1)
+    assert 5_000 < one < 100_000
+
+
+def test_callgrind_goes_with_cost_only(capsys: pytest.CaptureFixture[str]) -> None:
+    """Elsewhere it is an error that says so."""
+    assert main(["bench", "reloads", "--callgrind"]) == ConfigError.exit_status
+    assert "--callgrind goes with cost" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")

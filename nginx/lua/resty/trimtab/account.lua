@@ -1,4 +1,5 @@
--- nginx's own account of a request's last try: status, time, and bytes.
+-- nginx's own account of a request's last try: status, time, and bytes; and
+-- the lengths of the request and of the announced answer.
 --
 -- The same is in variables, each of which takes a look into a hash, a string
 -- made by nginx, and its way back to a number: a microsecond a request in
@@ -8,6 +9,9 @@
 -- elements of the expected size, at each request; and that the numbers are
 -- those of the variables, at the first requests of a worker. Where anything
 -- is not as expected the variables are read, for good.
+--
+-- The lengths are deep in the structs, where each version of nginx has another
+-- layout: they are read only from a version whose layout is known.
 local ffi = require("ffi")
 local variables = require("resty.trimtab.variables")
 
@@ -15,10 +19,12 @@ local ERR = ngx.ERR
 local abs = math.abs
 local cast = ffi.cast
 local last_number = variables.last_number
+local nginx_version = ngx.config.nginx_version
 local ngx_log = ngx.log
 local off = require("jit").off
 local sizeof = ffi.sizeof
 local tonumber = tonumber
+local whole_number = variables.whole_number
 
 ffi.cdef[[
 typedef struct {
@@ -29,13 +35,23 @@ typedef struct {
     void *pool;
 } trimtab_array;
 
-/* How ngx_http_request_t begins, with NGX_HTTP_CACHE. */
+/* ngx_http_upstream_t of 1.22, with NGX_COMPAT. */
+typedef struct {
+    char before[728];
+    int64_t announced;      /* headers_in.content_length_n */
+} trimtab_upstream;
+
+/* ngx_http_request_t, with NGX_HTTP_CACHE; from `between` on that of 1.22,
+   with NGX_COMPAT. */
 typedef struct {
     uint32_t signature;
     void *connection, *contexts, *main, *server, *location;
-    void *read_handler, *write_handler, *cache, *upstream;
+    void *read_handler, *write_handler, *cache;
+    trimtab_upstream *upstream;
     trimtab_array *states;
     void *pool;
+    char between[1152];
+    int64_t length;         /* request_length */
 } trimtab_request;
 
 /* ngx_http_upstream_state_t; times in milliseconds. */
@@ -52,17 +68,55 @@ local SIGNATURE = 0x50545448
 local STATE_BYTES = sizeof("trimtab_state")
 -- Requests that are compared with the variables.
 local CHECKED = 100
+-- Those with an announced length may be rare; after so many requests without
+-- enough of them the variable is read for good.
+local MOST_CHECKED = 10 * CHECKED
+-- 1.22.0 and 1.22.1, as ngx.config has them.
+local LENGTHS_FROM, LENGTHS_TO = 1022000, 1022001
 
 local _M = {}
 
-local is_read = false
--- Of those that are still to be compared.
-local unchecked = 0
+local is_read, has_lengths, has_announced = false, false, false
+-- Of those that are still to be compared, and with an announced length.
+local unchecked, unannounced, compared = 0, 0, 0
 
 
 -- Reads nginx's structs from now on. Without it, the variables.
 function _M.open()
-    is_read, unchecked = true, CHECKED
+    is_read, unchecked, unannounced, compared = true, CHECKED, CHECKED, 0
+    has_lengths = nginx_version >= LENGTHS_FROM
+                  and nginx_version <= LENGTHS_TO
+    has_announced = false
+end
+
+
+-- The bytes of a request, its headers included.
+function _M.request_length(request)
+    if has_lengths then
+        local r = cast("trimtab_request *", request)
+        if r.signature == SIGNATURE then
+            return tonumber(r.length)
+        end
+    end
+    return whole_number(request, "request_length") or 0
+end
+
+
+local function read_announced(request)
+    local r = cast("trimtab_request *", request)
+    if r.signature == SIGNATURE and r.upstream ~= nil then
+        return tonumber(r.upstream.announced)
+    end
+    return -1
+end
+
+
+-- The bytes of the body that the last peer announced, -1 where it did not.
+function _M.announced(request)
+    if has_announced then
+        return read_announced(request)
+    end
+    return whole_number(request, "upstream_http_content_length") or -1
 end
 
 
@@ -112,20 +166,57 @@ function _M.last(request)
 end
 
 
--- Compares this request's with the variables. Returns whether others are to
--- be compared as well.
-function _M.check(request)
+local function complain(what)
+    ngx_log(ERR, "trimtab: this nginx keeps ", what, " of requests in ",
+            "another form: reading variables instead")
+end
+
+
+local function check_last(request)
     local status, seconds, length, received = _M.last(request)
     local s, t, l, b = by_variables(request)
     if s ~= status or s and (abs(t - seconds) > 1e-6 or l ~= length
                              or b ~= received)
     then
-        is_read, unchecked = false, 0
-        ngx_log(ERR, "trimtab: this nginx keeps its account of requests in ",
-                "another form: reading variables instead")
+        is_read = false
+        complain("its account")
     end
-    unchecked = unchecked - 1
-    return unchecked > 0
+end
+
+
+local function check_lengths(request)
+    if whole_number(request, "request_length") ~= _M.request_length(request)
+    then
+        has_lengths = false
+        return complain("the length")
+    end
+    local announced = whole_number(request, "upstream_http_content_length")
+    -- A body without a length has none in the struct either, but so would
+    -- much else.
+    if announced and announced > 0 then
+        if announced ~= read_announced(request) then
+            has_lengths = false
+            return complain("the announced length")
+        end
+        unannounced = unannounced - 1
+    end
+end
+
+
+-- Compares this request's with the variables. Returns whether others are to
+-- be compared as well.
+function _M.check(request)
+    compared = compared + 1
+    if is_read and unchecked > 0 then
+        unchecked = unchecked - 1
+        check_last(request)
+    end
+    if has_lengths then
+        check_lengths(request)
+        has_announced = has_lengths and unannounced <= 0
+    end
+    return is_read and unchecked > 0
+           or has_lengths and not has_announced and compared < MOST_CHECKED
 end
 
 -- Not worth a trace.

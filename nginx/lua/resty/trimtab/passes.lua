@@ -16,6 +16,7 @@ local services = require("resty.trimtab.services")
 local tries_module = require("resty.trimtab.tries")
 local variables = require("resty.trimtab.variables")
 
+local announced_of = account.announced
 local clock = libc.monotonic
 local ended = ejection.ended
 local find = requests.find
@@ -27,8 +28,8 @@ local can_retry = ejection.can_retry
 local key_of = requests.key
 local last_of = account.last
 local off = require("jit").off
+local request_length = account.request_length
 local text = variables.text
-local whole_number = variables.whole_number
 
 -- nginx's clock has milliseconds and stands still within an iteration of its
 -- event loop: our own time of a try is believed up to this much beyond it.
@@ -106,8 +107,7 @@ end
 local function outcome_of_answer(request, status, length)
     local announced = -1
     if (status == 200 or status == 206) and length >= 0 then
-        announced = whole_number(request, "upstream_http_content_length")
-                    or -1
+        announced = announced_of(request)
         if announced >= 0 and length >= announced then
             -- All of it is here, wherever the client is.
             return SUCCESS
@@ -142,7 +142,7 @@ end
 local function count_request(request, q, status, seconds, received,
                              upstream)
     counters.request(q, status, seconds,
-                     whole_number(request, "request_length") or 0,
+                     request_length(request),
                      received > 0 and received or 0, upstream.deadline)
 end
 

@@ -12,9 +12,13 @@
 --     local p = begin[upstream]
 --
 -- calls that function with one argument that is not nil, for one result.
-local setmetatable = setmetatable
+-- A segment is a userdata, as the interpreter first looks into a table.
+local getmetatable = getmetatable
+local newproxy = newproxy
 
 
 return function(run)
-    return setmetatable({}, { __index = run })
+    local called = newproxy(true)
+    getmetatable(called).__index = run
+    return called
 end
