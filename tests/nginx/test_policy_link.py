@@ -243,9 +243,12 @@ def test_a_killed_policy_server_costs_no_request(
 ) -> None:
     """kill -9 under load: nothing fails, the weights live on, expire, and come back.
 
-    The learned weights stay until their time to live is over, then the static ones are in force;
-    a new policy server with a larger generation is followed again.
+    The learned weights stay until their time to live is over, then the static ones are in force,
+    with what was said of the servers; a new policy server with a larger generation is followed
+    again.
     """
+    first = answer(group, 1, 0.5, 1.5)
+    first["upstreams"][0]["peers"][0] |= {"affinity": 2.0, "rate": 0.5, "drain": True}
     done: list[Load] = []
     loading = threading.Thread(
         target=lambda: done.append(
@@ -253,7 +256,7 @@ def test_a_killed_policy_server_costs_no_request(
         )
     )
     with policy_server(policy_port) as server:
-        server.set(weights=answer(group, 1, 0.5, 1.5))
+        server.set(weights=first)
         learned(nginx, group, 0.5, 1.5)
         until(lambda: "to report to the policy server works" in nginx.log)
         before = len(nginx.log)
@@ -267,7 +270,15 @@ def test_a_killed_policy_server_costs_no_request(
         # The last answer came up to an interval, and a call, before the kill.
         assert time.monotonic() - killed > TIME_TO_LIVE - 0.5
         assert in_force(nginx, group) == ("static", [1.5, 0.5])
-        assert "deadline_seconds" not in nginx.snapshot()["upstreams"][0]
+        upstream, addresses = nginx.snapshot()["upstreams"][0], nginx.snapshot()["addresses"]
+        assert upstream["deadline_seconds"] == 0.25
+        assert upstream["service_time_seconds"] == 0.02
+        peers_of = {p["address"]: p for p in upstream["peers"]}
+        assert [peers_of[a]["affinity"] for a in group.addresses] == [2.0, 1.0]
+        assert [a["slots"] for a in addresses] == [4, 4]
+        assert {a["address"]: a["down"] for a in addresses} == {
+            group.addresses[0]: True, group.addresses[1]: False
+        }  # fmt: skip
 
         with policy_server(policy_port) as server:
             server.set(weights=answer(group, 2, 0.25, 1.75))

@@ -59,7 +59,7 @@ from trimtab.twin.room import (
 )
 from trimtab.twin.stations import Stations, bare_stations
 
-__all__ = ["FAILED", "OK", "TRIMTAB", "run"]
+__all__ = ["FAILED", "OK", "SERVICE_MEMORY", "TRIMTAB", "run"]
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]

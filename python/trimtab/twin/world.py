@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from trimtab.model import AddressCounters, PairCounters, Snapshot, Weights
 from trimtab.twin import engine, parts, rivals, room, stations
+from trimtab.twin.engine import SERVICE_MEMORY
 from trimtab.twin.events import Records
 from trimtab.twin.workload import Changes, Requests, Servers
 
@@ -31,6 +32,8 @@ RULES: Final = {"trimtab": engine.TRIMTAB, **rivals.CODES}
 TAU_SERVICES: Final = 30.0
 TAU_SECONDS: Final = (0.1, 10.0)
 DEFAULT_SERVICE_SECONDS: Final = 0.01
+MIN_SERVICE_SECONDS: Final = 1e-6
+PRIOR_SAMPLES: Final = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,13 +203,20 @@ class World:
         self._refresh_services()
 
     def _refresh_services(self) -> None:
-        """As refresh() in services.lua: what was told, else what was seen, else the mean."""
+        """As refresh() in services.lua: what was told, else what was seen, drawn to the mean over
+        all samples where that is little."""
         c, n = self._control, self._counters
         for b in range(len(self._generation)):
-            known = np.where(self._learned[b] > 0, self._learned[b], n.service[b])
-            some = known[known > 0]
-            mean = max(float(some.mean()), 1e-6) if some.size else DEFAULT_SERVICE_SECONDS
-            c.service[b] = np.where(known > 0, known, mean)
+            is_told = self._learned[b] > 0
+            seconds = np.where(is_told, self._learned[b], n.service[b])
+            samples = np.where(is_told, SERVICE_MEMORY, n.sampled[b])
+            remembered = np.minimum(samples, SERVICE_MEMORY)
+            prior = DEFAULT_SERVICE_SECONDS
+            if remembered.any():
+                prior = max(float(seconds @ remembered / remembered.sum()), MIN_SERVICE_SECONDS)
+            drawn = (seconds * samples + prior * PRIOR_SAMPLES) / (samples + PRIOR_SAMPLES)
+            c.service[b] = np.where(is_told, seconds, drawn)
+            mean = max(float(c.service[b].mean()), MIN_SERVICE_SECONDS)
             c.mean_service[b] = mean
             c.tau[b] = min(max(TAU_SERVICES * mean, TAU_SECONDS[0]), TAU_SECONDS[1])
 

@@ -163,13 +163,15 @@ function _M.new(map, settings)
 end
 
 
-local function apply_peer(registry, upstream, peer)
+local function apply_peer(registry, upstream, peer, is_alive)
     local p = upstream.position[peer.address]
     if not p then
         return
     end
     local i = upstream.server[p]
-    upstream.learned_weight[p] = peer.weight
+    if is_alive then
+        upstream.learned_weight[p] = peer.weight
+    end
     upstream.affinity[p] = peer.affinity
     upstream.drain[p] = peer.drain and 1 or 0
     registry.prior[i] = peer.rate
@@ -183,9 +185,11 @@ end
 
 
 -- Puts weights in force: a checked GetWeightsResponse, or nil for the static
--- ones. Peers and upstreams that it does not name keep the static ones. What
--- is ejected or starts slowly comes on top: see ejection.refresh.
-function _M.apply(registry, response)
+-- ones. Peers and upstreams that it does not name keep the static ones. Of one
+-- that is not alive any more only the weights are not used: what it says of
+-- the servers is still the best that is known. What is ejected or starts
+-- slowly comes on top: see ejection.refresh.
+function _M.apply(registry, response, is_alive)
     for _, i in ipairs(registry.servers) do
         registry.slots[i] = registry.static_slots[i]
         registry.prior[i] = 1
@@ -202,7 +206,7 @@ function _M.apply(registry, response)
             upstream.drain[p] = 0
         end
     end
-    registry.is_learned = response ~= nil
+    registry.is_learned = response ~= nil and is_alive
     if not response then
         return
     end
@@ -212,7 +216,7 @@ function _M.apply(registry, response)
             upstream.deadline = learned.deadline or upstream.static_deadline
             upstream.learned_service = learned.service_time
             for _, peer in ipairs(learned.peers) do
-                apply_peer(registry, upstream, peer)
+                apply_peer(registry, upstream, peer, is_alive)
             end
         end
     end

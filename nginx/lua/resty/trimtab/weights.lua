@@ -25,10 +25,17 @@ local MIN_FACTOR = 1e-6
 local MAX_FACTOR = 1e6
 local MAX_SLOTS = 65535
 local MAX_SECONDS = 86400
+-- How long estimates and drains outlive the weights that they came with. A
+-- balancer that forgot on which servers a class is three times slower would
+-- overload them within a second.
+local ESTIMATES_SECONDS = 3600
+
+-- Whether what is held is in force: all of it, but for the weights, not.
+local ALIVE, STALE, GONE = 2, 1, 0
 
 local _M = {}
 
-local seen_stamp, seen_alive = 0, false
+local seen_stamp, seen_age = 0, GONE
 
 
 local function is_between(value, low, high)
@@ -159,20 +166,24 @@ function _M.describe(registry)
         return format("keeping generation %d for %d s",
                       tonumber(head.weights_generation), left)
     end
+    if left > -ESTIMATES_SECONDS then
+        return format("the static weights are in force, with the estimates of "
+                      .. "generation %d", tonumber(head.weights_generation))
+    end
     return "the static weights are in force"
 end
 
 
 local function refresh(registry, dict)
     local response
-    if seen_alive then
+    if seen_age ~= GONE then
         local bytes = dict:get(KEY)
         response = bytes and policy.decode_get_weights_response(bytes)
         if response and not check(registry, response) then
             response = nil
         end
     end
-    registry_module.apply(registry, response)
+    registry_module.apply(registry, response, seen_age == ALIVE)
     services.refresh(registry)
     ejection.refresh(clock())
 end
@@ -182,9 +193,11 @@ end
 -- comparisons when nothing changed.
 function _M.follow(registry, dict, now)
     local head = registry.map.head
-    local is_alive = now < head.weights_until
-    if head.weights_stamp ~= seen_stamp or is_alive ~= seen_alive then
-        seen_stamp, seen_alive = tonumber(head.weights_stamp), is_alive
+    local age = now < head.weights_until and ALIVE
+                or now < head.weights_until + ESTIMATES_SECONDS and STALE
+                or GONE
+    if head.weights_stamp ~= seen_stamp or age ~= seen_age then
+        seen_stamp, seen_age = tonumber(head.weights_stamp), age
         refresh(registry, dict)
     end
     follow_health(now)
