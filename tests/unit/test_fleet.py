@@ -1,17 +1,21 @@
 """Many balancers: reports in columns give what reports in objects give, late, twice or torn."""
 
 import random
+import tracemalloc
 from dataclasses import fields
+from typing import Any
 
 import pytest
 
 import serving
 from reporting import CONFIG, KNOWN, LAYOUTS, Balancer, both
 from trimtab import messages
+from trimtab.bench import fleet_load
 from trimtab.fleet import Fleet
 from trimtab.model import Snapshot, Window
 from trimtab.sources.reported import Reported
 from trimtab.sums import merge
+from trimtab.v1 import policy_pb2
 from trimtab.window import Meter
 
 
@@ -77,6 +81,37 @@ def test_columns_and_objects_give_the_same_windows(seed: int) -> None:
                 one, other = both(raw)
                 quick[one.instance], careful[one.instance] = one, other
         same(fleet.take(list(quick.values())), plain(meters, list(careful.values())))
+
+
+def test_memory_does_not_grow_with_balancers_that_go_back() -> None:
+    """When the counters of all of them fall at once, or their peers change, a few windows are held
+    as objects at a time, not one for each balancer."""
+    peers = 40
+    bodies = fleet_load.reports(1, peers)
+    known = {"u0": frozenset(fleet_load.address(p) for p in range(peers))}
+    layouts: dict[Any, Any] = {}
+
+    def peak(balancers: int) -> int:
+        fleet = Fleet()
+        for second, turn in enumerate((5, 0)):
+            snapshots = []
+            for n in range(balancers):
+                head = policy_pb2.ReportStatsRequest(
+                    instance=f"n{n}", start=1, sequence=second + 1, clock_seconds=second + 1.0
+                )
+                raw = head.SerializeToString() + bodies[turn]
+                snapshots.append(messages.decode_report(raw, known, layouts).snapshot)
+            tracemalloc.start()
+            try:
+                made = fleet.take(snapshots)
+                found = tracemalloc.get_traced_memory()[1]
+            finally:
+                tracemalloc.stop()
+        assert made is not None
+        assert made.instances == balancers
+        return found
+
+    assert peak(40) < 2 * peak(8)
 
 
 def test_reports_late_or_twice_change_nothing() -> None:

@@ -106,11 +106,11 @@ class _Balancer:
 
     async def report(self, wants: bool) -> None:
         # In protobuf the concatenation of messages is their merge.
-        turn = self._sequence % TURNS
+        life, turn = divmod(self._sequence, TURNS)
         self._sequence += 1
         head = policy_pb2.ReportStatsRequest(
             instance=self.name,
-            start=START + self._sequence // TURNS,
+            start=START + life,
             sequence=self._sequence,
             clock_seconds=time.monotonic(),
         )

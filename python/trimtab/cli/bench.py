@@ -116,12 +116,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --twin: whether requests wait in nginx for a server with room (default off)",
     )  # fmt: skip
     parser.add_argument(
-        "--size", nargs="+", metavar="NxUxP",
+        "--size", nargs="+", action="extend", metavar="NxUxP",
         help="scale: N simulated nginx with U upstreams of P peers, as 1000x1x100",
     )  # fmt: skip
     parser.add_argument(
         "--separate", action="store_true",
-        help="scale: ask for weights in a call of its own, as where reports cannot ask",
+        help="scale: ask in a call of its own, as a hook does until reports may ask",
     )  # fmt: skip
     parser.add_argument(
         "--callgrind", action="store_true",
