@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.json:
             print(json.dumps(upstream["picks"], indent=2))
         else:
-            print(picks.render(upstream))
+            print(picks.render(upstream, terminal.columns()))
         return 0
     query = {"upstream": arguments.upstream}
     if arguments.peer:

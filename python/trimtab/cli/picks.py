@@ -42,31 +42,37 @@ def fetch(arguments: argparse.Namespace) -> dict[str, Any]:
     return found[arguments.upstream]
 
 
-def render(upstream: Mapping[str, Any]) -> str:
-    """The picks as a table, the newest first: a line each, the candidates by score."""
+def render(upstream: Mapping[str, Any], width: int | None = None) -> str:
+    """The picks as a table, the newest first: a line each, with the best of the others. What has
+    no room in `width` columns is left out and named."""
     picks = upstream["picks"]
     name = upstream["upstream"]
     if not picks:
         return f"{name}: no request was picked for since nginx started"
     rows = []
     for pick in picks:
-        candidates = sorted(pick["candidates"], key=lambda c: c["score_seconds"])
         retry = f", try {pick['tries'] + 1:.0f}" if pick["tries"] else ""
-        rows.append(
-            [
-                f"{pick['age_seconds']:.1f}",
-                f"{1000 * pick['waited_seconds']:.1f}{retry}",
-                pick["address"],
-                ", ".join(
-                    f"{c['address']} {1000 * c['score_seconds']:.1f} ({c['in_flight']:.0f})"
-                    for c in candidates
-                )
-                or "a probe, as it had been ejected",
-            ]
-        )
+        candidates = sorted(pick["candidates"], key=lambda c: c["score_seconds"])
+        mine = [c for c in candidates if c["address"] == pick["address"]]
+        others = [c for c in candidates if c["address"] != pick["address"]]
+        row = [
+            f"{pick['age_seconds']:.1f}",
+            f"{1000 * pick['waited_seconds']:.1f}{retry}",
+            pick["address"],
+            *(_scored(mine[0]) if mine else ("probe", "")),
+            *((others[0]["address"], *_scored(others[0])) if others else ("-", "", "")),
+            f"+{len(others) - 1}" if len(others) > 1 else "",
+        ]
+        rows.append(row)
+    head = ["s ago", "waited ms", "picked", "score", "n", "best other", "score", "n", "more"]
     return (
         f"{name}: its last picks, a sample\n\n"
-        + terminal.table(["s ago", "waited ms", "picked", "score in ms (in flight)"], rows)
-        + "\n\nThe least score is picked, or waited for; who has waited for a service time"
+        + terminal.fitted(head, rows, (8, 7, 4), width)
+        + "\n\nscores in ms, with n in flight; probe: it had been ejected, and was tried."
+        "\nThe least score is picked, or waited for; who has waited for a service time"
         "\ntakes the least of the servers with room."
     )
+
+
+def _scored(candidate: Mapping[str, Any]) -> tuple[str, str]:
+    return f"{1000 * candidate['score_seconds']:.1f}", f"{candidate['in_flight']:.0f}"

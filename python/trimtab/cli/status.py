@@ -46,11 +46,11 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps(fetch(admin), indent=2))
         return 0
     if not arguments.watch:
-        print(render(fetch(admin), colour=_colour()))
+        print(render(fetch(admin), colour=_colour(), columns=_columns()))
         return 0
     while True:
         try:
-            text = render(fetch(admin), colour=_colour())
+            text = render(fetch(admin), colour=_colour(), columns=_columns())
         except ConfigError:
             raise
         except TrimtabError as error:
@@ -65,6 +65,10 @@ def _colour() -> bool:
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
 
+def _columns() -> int:
+    return max(terminal.columns() or COLUMNS, COLUMNS)
+
+
 def fetch(admin: str) -> dict[str, Any]:
     """The status of the policy server at an admin address. Raises TrimtabError."""
     status = admin_client.get(admin, "/status.json")
@@ -73,8 +77,9 @@ def fetch(admin: str) -> dict[str, Any]:
     return status
 
 
-def render(status: Mapping[str, Any], *, colour: bool = False) -> str:
-    """The status as text of at most 80 columns (a name longer than that aside)."""
+def render(status: Mapping[str, Any], *, colour: bool = False, columns: int = COLUMNS) -> str:
+    """The status as text of at most 80 columns (a name longer than that aside); reasons of
+    decisions take as many as there are."""
     paint = _Paint(colour)
     parts = ["\n".join(_head(status, paint))]
     window = status.get("window", {})
@@ -90,7 +95,7 @@ def render(status: Mapping[str, Any], *, colour: bool = False) -> str:
         lines = _upstream(name, upstream, window.get(name, {}), paint, pinned, down)
         parts.append("\n".join(lines))
     parts.append("\n".join(_instances(status, paint)))
-    parts.append("\n".join(_decisions(status, paint)))
+    parts.append("\n".join(_decisions(status, paint, columns)))
     return "\n\n".join(parts)
 
 
@@ -212,7 +217,7 @@ def _instances(status: Mapping[str, Any], paint: _Paint) -> Iterator[str]:
         yield paint.alarm(text) if alone else text
 
 
-def _decisions(status: Mapping[str, Any], paint: _Paint) -> Iterator[str]:
+def _decisions(status: Mapping[str, Any], paint: _Paint, columns: int) -> Iterator[str]:
     decisions = status.get("journal", [])[-DECISIONS:]
     yield paint.bold("last decisions: time, generation, reason" if decisions else "no decisions")
     for decision in decisions:
@@ -221,7 +226,8 @@ def _decisions(status: Mapping[str, Any], paint: _Paint) -> Iterator[str]:
         generation = _number(decision.get("generation"), 0)
         changes = decision.get("changes", 0)
         times = f" ({changes} changes)" if changes > 1 else ""
-        yield f"  {shown}  {generation:>5}  {decision.get('reason', '')}{times}"[:COLUMNS]
+        text = f"  {shown}  {generation:>5}  {decision.get('reason', '')}{times}"
+        yield text if len(text) <= columns else f"{text[: columns - 1]}…"
 
 
 def _number(value: Any, digits: int = 2) -> str:
