@@ -24,8 +24,9 @@ local function fill(drain, since, most)
     for p = 0, count - 1 do
         server[p], drained[p] = p, drain[p + 1]
         healths[p] = {
-            reason = since[p + 1] > 0 and 1 or 0, backoff = 10,
-            back = since[p + 1] + 10,
+            reason = since[p + 1] > 0 and 1 or 0, since = since[p + 1],
+            -- The later its turn, the less the spread: no order of these.
+            backoff = 60, back = since[p + 1] + 66 - 2 * p,
         }
     end
     local left = health_of.fill_skip(count, server, drained, healths, most,

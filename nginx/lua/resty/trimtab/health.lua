@@ -179,10 +179,11 @@ function _M.share(joined, now, seconds)
 end
 
 
--- When a server was last found wanting: ejected, or tried in vain; huge for
--- one that checks find so again and again.
+-- When a server was last found wanting: ejected, or tried in vain (to within
+-- the spread of its back-off); huge for one that checks find so again and
+-- again.
 local function convicted_at(health)
-    return health.back - health.backoff
+    return max(health.since, health.back - (1 + SPREAD) * health.backoff)
 end
 
 
