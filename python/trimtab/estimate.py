@@ -149,8 +149,8 @@ class Estimator:
         # Squared deviations in expected variances of Poisson arrivals, and of how many windows.
         self._dispersed: dict[str, tuple[float, float]] = {}
         self._slots = Concurrency(slots)
-        # Servers whose queued requests were counted as of one slot, not knowing better.
-        self._overrun: set[str] = set()
+        # The slots that the busy time of a server was counted with.
+        self._counted: dict[str, float] = {}
         # By server its classes, and what it did of queued requests.
         classes = {a: [n for n, known in self._known.items() if a in known] for a in slots}
         self._disciplines = Disciplines(classes)
@@ -239,10 +239,11 @@ class Estimator:
             )
             if overrun:
                 k = OVERRUN_SLOTS
-            elif k is not None and address in self._overrun:
-                queued.rescale(k / OVERRUN_SLOTS)
             if k is not None:
-                (self._overrun.add if overrun else self._overrun.discard)(address)
+                # Queued requests were there while all slots were busy: of so many as are known now.
+                if k != (before := self._counted.get(address, k)):
+                    queued.rescale(k / before)
+                self._counted[address] = k
             requests = sum(p.requests for p in pairs)
             failures = sum(p.failures for p in pairs)
             placed = sum(counters.completions_at) if counters else 0

@@ -435,3 +435,36 @@ def test_overrun_servers_show_their_affinities() -> None:
     affinity = one.estimates().affinity
     assert affinity["a"]["s1:1"] / affinity["a"]["s2:1"] == pytest.approx(3.0, rel=0.2)
     assert affinity["b"]["s2:1"] / affinity["b"]["s1:1"] == pytest.approx(3.0, rel=0.2)
+
+
+def test_busy_time_is_of_the_slots_that_are_known_now() -> None:
+    """What an overrun server of four slots did is counted as of one slot, then, as far as its slots
+    are known, of three, and at last of four: its service times come out right, not by a quarter
+    less."""
+    true = {"a": 0.03, "b": 0.01}
+    one = Estimator({"a": ["s1:1"], "b": ["s1:1"]}, {"s1:1": None})
+    rng = np.random.default_rng(5)
+
+    def step(at: tuple[int, ...], time: tuple[float, ...], done: dict[str, int]) -> None:
+        pairs = {n: {"s1:1": PairCounters(requests=d)} for n, d in done.items()}
+        addresses = {"s1:1": AddressCounters(completions_at=at, seconds_at=time)}
+        one.update(Window(seconds=sum(time), pairs=pairs, addresses=addresses))
+
+    for _ in range(60):
+        share = rng.uniform(0.3, 0.7)
+        parts = {"a": share, "b": 1 - share}
+        done = {n: round(4 * p / true[n] * rng.normal(1, 0.02)) for n, p in parts.items()}
+        top = (0,) * (CONCURRENCY_LEVELS - 1)
+        step((*top, sum(done.values())), (*map(float, top), 1.0), done)
+    found = []
+    for slots_shown in (3, 4):
+        for _ in range(20):
+            # Seconds that show the slots, by requests of a class that is not known.
+            time, at = np.zeros(CONCURRENCY_LEVELS), np.zeros(CONCURRENCY_LEVELS, dtype=int)
+            time[:8] = 0.25
+            at[:8] = 25 * np.minimum(range(1, 9), slots_shown)
+            step(tuple(map(int, at)), tuple(map(float, time)), {"c": int(at.sum())})
+        known = one.estimates()
+        found.append((known.slots["s1:1"].value, known.service_time_seconds["a"]))
+    assert [k for k, _ in found] == [3, 4]
+    assert found[1][1] == pytest.approx(0.03, rel=0.1)
