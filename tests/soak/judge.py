@@ -100,9 +100,10 @@ def _told(records: Records, lost: Bools) -> Iterable[str]:
 
 
 def growth_ratio(samples: Sequence[tuple[float, float]], warm_up: float) -> float:
-    """Largest bytes of the last third of the time over those of the first, the warm-up left out.
+    """Median bytes of the last third of the time over those of the first, the warm-up left out.
 
-    `samples` are (seconds, bytes) of one role's processes. 1 where there is too little to say.
+    `samples` are (seconds, bytes) of one role's processes. 1 where there is too little to say. The
+    median, as a process that has just fitted its states has twice its memory until it is killed.
     """
     kept = [(at, size) for at, size in samples if at >= warm_up]
     if not kept:
@@ -111,7 +112,7 @@ def growth_ratio(samples: Sequence[tuple[float, float]], warm_up: float) -> floa
     third = (end - begin) / 3
     early = [size for at, size in kept if at <= begin + third]
     late = [size for at, size in kept if at >= end - third]
-    return max(late) / max(early)
+    return float(np.median(late) / np.median(early))
 
 
 @dataclass(frozen=True, slots=True)

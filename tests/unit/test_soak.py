@@ -82,11 +82,14 @@ def test_a_reload_answers_for_kept_connections_that_it_closed() -> None:
 
 
 def test_growth_is_of_the_last_third_over_the_first() -> None:
-    """The warm-up is left out; what rises all the time is seen."""
+    """The warm-up is left out; what rises all the time is seen, one that rose and went is not."""
     flat = [(float(at), 50.0 if at > 5 else 200.0) for at in range(60)]
     rising = [(float(at), 50.0 + at) for at in range(60)]
 
+    spike = [(at, 150.0 if 50 <= at < 55 else size) for at, size in flat]
+
     assert growth_ratio(flat, warm_up=10) == 1
+    assert growth_ratio(spike, warm_up=10) == 1
     assert growth_ratio(rising, warm_up=10) > 1.3
 
 
