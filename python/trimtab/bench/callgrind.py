@@ -3,8 +3,8 @@
 nginx runs as one process under callgrind, which counts what it executes, as fast as it can. A
 fixed number of requests goes through it, some before the count so that LuaJIT has compiled what it
 will. Valgrind makes nginx twenty times slower, but its timers keep to the clock: what they take is
-counted while nothing else happens, and taken off. Time means nothing here, so other work on the
-machine hardly matters; LuaJIT compiles a little differently each time, which is a percent.
+counted while nothing else happens, and taken off. So other work on the machine matters less than to
+time; LuaJIT compiles differently each time, which is a few percent, more where requests wait.
 """
 
 import re

@@ -36,11 +36,12 @@ def test_a_request_waits_for_the_fast_server_but_not_for_long(tmp_path: Path) ->
         peers(Peer(slots=1, speed=10), Peer(slots=1, speed=1)) as group,
         hooked(tmp_path, {"a": known(group)}, hold=HELD, deadline=0.5) as nginx,
     ):
-        asyncio.run(load(nginx.port, ["/a"], concurrency=2, count=60, headers="X-Work: 0.1\r\n"))
+        # Services of over 20 ms on the fast one too, which then has no more than its slots.
+        asyncio.run(load(nginx.port, ["/a"], concurrency=2, count=60, headers="X-Work: 0.3\r\n"))
         until(nginx.is_at_rest)
         rates = [a["rate"] for a in nginx.snapshot()["addresses"]]
         assert rates[0] > 2 * rates[1]
-        long = Client(nginx.port, "/a", 8.0)
+        long = Client(nginx.port, "/a", 20.0)
         until(lambda: group[0].in_flight + group[1].in_flight == 1)
         fast, slow = (group if group[0].in_flight else group[::-1])[:2]
         clients = [Client(nginx.port, "/a", 0.05) for _ in range(2)]
