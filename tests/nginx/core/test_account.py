@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from hooked import hooked, until
-from nginx.wire.harness import nginx
+from nginx.wire.harness import serving
 from peers import Peer, peers
-from ports import free_port
 from trimtab.actuators.nginx_binary import find
 
 # More than account.lua compares with the variables.
@@ -21,13 +20,9 @@ REQUESTS = 130
 @pytest.fixture(scope="module")
 def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """The port of an nginx that runs account_checks.lua."""
-    port = free_port()
-    http = f"""
-    server {{
-        listen 127.0.0.1:{port};
-        location / {{ content_by_lua_file {Path(__file__).parent}/account_checks.lua; }}
-    }}"""
-    with nginx(tmp_path_factory.mktemp("account"), http, port):
+    with serving(
+        tmp_path_factory.mktemp("account"), Path(__file__).parent / "account_checks.lua"
+    ) as port:
         yield port
 
 

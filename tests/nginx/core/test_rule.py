@@ -7,20 +7,15 @@ from pathlib import Path
 import pytest
 
 import rule_sequences
-from nginx.wire.harness import nginx, post_json
-from ports import free_port
+from nginx.wire.harness import post_json, serving
 
 
 @pytest.fixture(scope="module")
 def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """The port of an nginx that runs rule_checks.lua."""
-    port = free_port()
-    http = f"""
-    server {{
-        listen 127.0.0.1:{port};
-        location / {{ content_by_lua_file {Path(__file__).parent}/rule_checks.lua; }}
-    }}"""
-    with nginx(tmp_path_factory.mktemp("rule"), http, port):
+    with serving(
+        tmp_path_factory.mktemp("rule"), Path(__file__).parent / "rule_checks.lua"
+    ) as port:
         yield port
 
 

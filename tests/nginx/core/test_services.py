@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nginx.wire.harness import nginx, post_json
-from ports import free_port
+from nginx.wire.harness import post_json, serving
 from trimtab.twin.workload import Servers, poisson
 from trimtab.twin.world import World
 
@@ -15,13 +14,9 @@ from trimtab.twin.world import World
 @pytest.fixture(scope="module")
 def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """The port of an nginx that runs service_checks.lua."""
-    port = free_port()
-    http = f"""
-    server {{
-        listen 127.0.0.1:{port};
-        location / {{ content_by_lua_file {Path(__file__).parent}/service_checks.lua; }}
-    }}"""
-    with nginx(tmp_path_factory.mktemp("services"), http, port):
+    with serving(
+        tmp_path_factory.mktemp("services"), Path(__file__).parent / "service_checks.lua"
+    ) as port:
         yield port
 
 

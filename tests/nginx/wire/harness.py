@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ports import free_port
 from trimtab.paths import lua_directory
 
 LUA = Path(__file__).parent / "lua"
@@ -84,6 +85,19 @@ def nginx(directory: Path, http: str, port: int) -> Iterator[int]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+@contextlib.contextmanager
+def serving(directory: Path, script: Path) -> Iterator[int]:
+    """Run an nginx that answers everything by that Lua file; yields the port."""
+    port = free_port()
+    http = f"""
+    server {{
+        listen 127.0.0.1:{port};
+        location / {{ content_by_lua_file {script}; }}
+    }}"""
+    with nginx(directory, http, port):
+        yield port
 
 
 def get(port: int, path: str, timeout: float = 60.0) -> tuple[int, bytes]:

@@ -9,21 +9,14 @@ from typing import Any
 import pytest
 
 from nginx.wire import golden
-from nginx.wire.harness import LUA, nginx, post_json
-from ports import free_port
+from nginx.wire.harness import LUA, post_json, serving
 from trimtab.v1 import policy_pb2
 
 
 @pytest.fixture(scope="module")
 def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """The port of an nginx that runs codec_checks.lua."""
-    port = free_port()
-    http = f"""
-    server {{
-        listen 127.0.0.1:{port};
-        location / {{ content_by_lua_file {LUA}/serve_checks.lua; }}
-    }}"""
-    with nginx(tmp_path_factory.mktemp("codec"), http, port):
+    with serving(tmp_path_factory.mktemp("codec"), LUA / "serve_checks.lua") as port:
         yield port
 
 

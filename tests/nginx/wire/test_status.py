@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 
 from hooked import load, until
-from nginx.wire.harness import LUA, get, nginx, post_json
+from nginx.wire.harness import LUA, get, post_json, serving
 from nginxes import configuration
 from peers import Peer, Peers, peers
-from ports import free_port
 from trimtab import config
 from trimtab.actuators.nginx_process import NginxProcess
 from trimtab.config import Config, split_address
@@ -88,13 +87,7 @@ def snapshot() -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """The port of an nginx that runs status_checks.lua."""
-    port = free_port()
-    http = f"""
-    server {{
-        listen 127.0.0.1:{port};
-        location / {{ content_by_lua_file {LUA}/serve_checks.lua; }}
-    }}"""
-    with nginx(tmp_path_factory.mktemp("status"), http, port):
+    with serving(tmp_path_factory.mktemp("status"), LUA / "serve_checks.lua") as port:
         yield port
 
 
