@@ -31,10 +31,13 @@ from typing import Any, Final
 from trimtab.allowance import Allowance
 from trimtab.learn.qlearning import MOST_REWARD
 
-__all__ = ["STAGES", "Trials"]
+__all__ = ["PROMOTED", "STAGES", "Trials"]
 
 # In the order of a profile's life; after its rest a reverted one is a candidate again.
 STAGES: Final = ("candidate", "on trial", "promoted", "reverted")
+
+# What the journal says of the last step but one begins with the profile and this.
+PROMOTED: Final = " promoted: "
 
 # A decision window is bad when its reward lies this many standard deviations of neutral's rewards
 # below their mean, and at least the margin (ART 28% up): two in a row are rarely chance.
@@ -282,7 +285,7 @@ class Trials:
             return ""
         if mean - error > 0:
             trial.stage, trial.reverts, trial.bad = "promoted", 0, 0
-            return f"{profile} promoted: {said}"
+            return f"{profile}{PROMOTED}{said}"
         if mean <= 0 or count >= MOST_SWITCHBACKS:
             return self._revert(profile, trial, f"no sure {said}")
         return ""

@@ -1,15 +1,19 @@
 """The arms of the live comparison: the trained file for a run's servers, and what is refused."""
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
+from bench_sites import site as bench_site
 from trimtab import config
 from trimtab.bench.balancers.base import Site
+from trimtab.bench.balancers.hook import Hook, promoted_seconds
 from trimtab.bench.scenario import find
 from trimtab.cli import main
 from trimtab.errors import StateError
+from trimtab.journal import Entry
 from trimtab.learn import trained
 from trimtab.learn.actions import searched
 from trimtab.training import taught
@@ -116,3 +120,43 @@ def test_learning_reaches_the_policy_servers_file(site: Site) -> None:
     read = config.parse(text).learning
     assert read == learning
     assert addresses_of(config.parse(text)) == list(SERVERS)
+
+
+def test_the_unhurried_arms_are_named_only_and_keep_the_default_times(
+    site: Site, given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A short run says nothing of them; of [learning] their server reads the file and no more."""
+    arms = taught.unhurried_arms(given.parent)
+    assert [arm.name for arm in arms] == ["unhurried", "unhurried-held"]
+    assert not {arm.name for arm in arms} & {arm.name for arm in taught.arms(tmp_path)}
+    started = []
+    monkeypatch.setattr(taught.Hook, "start", lambda hook, _site: started.append(hook.learning))
+    arms[0].start(site)
+    assert started == [config.Learning(trained=site.directory / "trained.json")]
+
+
+def test_the_time_of_the_first_promotion_is_in_the_journal() -> None:
+    """Only a decision promotes: an operator may write what he likes."""
+    said = [
+        Entry(time=100.0, generation=1, state=None, action="neutral", reason="start", kind="start"),
+        Entry(time=130.0, generation=2, state=1, action="neutral", reason="x promoted: y"),
+        Entry(
+            time=160.0, generation=2, state=1, action="neutral", reason="on trial", kind="decision"
+        ),
+    ]
+    won = replace(said[2], time=400.0, reason="twin promoted: gain 0.30 ± 0.10 in 3 switchbacks")
+    assert promoted_seconds([asdict(e) for e in said]) is None
+    assert promoted_seconds([asdict(e) for e in (*said, won)]) == 300.0
+
+
+@pytest.mark.skipif(bool(Hook(name="x", label="x").missing()), reason="no nginx with Lua")
+def test_a_running_server_is_asked_what_it_promoted(tmp_path: Path) -> None:
+    """Nothing yet; without a policy server there is nobody to ask."""
+    for advised in (True, False):
+        running = Hook(name="x", label="x", advised=advised).start(
+            bench_site(tmp_path / str(advised))
+        )
+        try:
+            assert running.remarks() == {}
+        finally:
+            running.stop()

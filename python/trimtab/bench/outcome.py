@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,7 +29,8 @@ class Outcome:
     Percentiles are of the response times of all requests that ended, failures included. `shares`
     are of the requests that each server answered. `valid` is False when the load generator did
     not keep to its schedule. `requests_digest` tells runs of one scenario and seed apart when the
-    scenario's file has changed; `workers` are the balancer's, `commit` is Trimtab's.
+    scenario's file has changed; `workers` are the balancer's, `commit` is Trimtab's. `remarks` are
+    what the balancer told of the run.
     """
 
     scenario: str
@@ -54,6 +55,7 @@ class Outcome:
     workers: int = 1
     requests_digest: str = ""
     commit: str = ""
+    remarks: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -66,6 +68,7 @@ class Outcome:
         cpu_seconds: float,
         lateness_p99_seconds: float,
         workers: int = 1,
+        remarks: dict[str, float] | None = None,
     ) -> "Outcome":
         """The figures of a finished run; `servers` are the addresses in the scenario's order."""
         begin = warm_up_seconds(scenario, result.seconds)
@@ -109,6 +112,7 @@ class Outcome:
             workers=workers,
             requests_digest=digest(scenario, result.schedule),
             commit=commit(),
+            remarks=remarks or {},
         )
 
 

@@ -124,6 +124,7 @@ async def _once(
         )
         running.check()
         used = running.cpu_seconds() - before
+        remarks = running.remarks()
     finally:
         running.stop()
     outcome = Outcome.of(
@@ -134,6 +135,7 @@ async def _once(
         cpu_seconds=used,
         lateness_p99_seconds=stage.lateness_p99_seconds(),
         workers=plan.workers,
+        remarks=remarks,
     )
     path = _file(plan, scenario, balancer, drawn.seed)
     path.parent.mkdir(parents=True, exist_ok=True)

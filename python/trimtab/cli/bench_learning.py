@@ -4,6 +4,7 @@ With --twin in the simulator, an hour in seconds; else on live nginx and emulate
 """
 
 import argparse
+import statistics
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -130,9 +131,10 @@ def live_plan(arguments: argparse.Namespace) -> Plan:
             "from 1 to 1000"
         )
     files = (arguments.output / "learning").absolute()
-    known = {arm.name: arm for arm in taught.arms(files)}
-    wanted = arguments.balancer or list(known)
-    wanted = list(known) if "all" in wanted else list(dict.fromkeys(wanted))
+    usual = [arm.name for arm in taught.arms(files)]
+    known = {arm.name: arm for arm in (*taught.arms(files), *taught.unhurried_arms(files))}
+    wanted = arguments.balancer or usual
+    wanted = usual if "all" in wanted else list(dict.fromkeys(wanted))
     if strange := [name for name in wanted if name not in known]:
         raise ConfigError(f"no arm {strange[0]!r}; there are {', '.join(known)}")
     names_ = arguments.scenario or LIVE_SCENARIOS
@@ -179,6 +181,7 @@ def live(arguments: argparse.Namespace, run_plan: Callable[[Plan, Results], int]
 
 def _live_table(plan: Plan, results: Results, scenario: Scenario, *, markdown: bool) -> str:
     header = ["in force", "ART/1000", "p99 ms", f"ART to {BASE}", f"to {BASE}-held", "errors"]
+    header.append("promoted, minutes")
     rows = []
     of = [o for o in results.outcomes if o.scenario == scenario.name and o.valid]
 
@@ -188,8 +191,9 @@ def _live_table(plan: Plan, results: Results, scenario: Scenario, *, markdown: b
     for arm in plan.balancers:
         mine = [o for o in of if o.balancer == arm.name]
         if not mine:
-            rows.append([arm.label, *["-"] * 5])
+            rows.append([arm.label, *["-"] * 6])
             continue
+        promoted = [m for o in mine if (m := o.remarks.get("promoted_seconds")) is not None]
         ratios = [
             paired_ratio(art(arm.name), art(name), floor=ART_FLOOR)
             for name in (BASE, f"{BASE}-held")
@@ -201,6 +205,7 @@ def _live_table(plan: Plan, results: Results, scenario: Scenario, *, markdown: b
                 f"{1000 * median({o.seed: o.p99_seconds for o in mine}):.0f}",
                 *("-" if ratio is None else str(ratio) for ratio in ratios),
                 f"{max(o.error_ratio for o in mine):.2%}",
+                _promotions([seconds / 60 for seconds in promoted], len(mine)),
             ]
         )
     title = (
@@ -209,6 +214,11 @@ def _live_table(plan: Plan, results: Results, scenario: Scenario, *, markdown: b
         "ratios [95%]"
     )
     return _titled(title, header, rows, markdown=markdown)
+
+
+def _promotions(minutes: Sequence[float], runs: int) -> str:
+    """The median of the minutes until a profile was promoted, and in how many of the runs."""
+    return f"{statistics.median(minutes):.1f} ({len(minutes)} of {runs})" if minutes else "-"
 
 
 def _titled(title: str, header: list[str], rows: list[list[str]], *, markdown: bool) -> str:

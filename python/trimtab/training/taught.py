@@ -5,14 +5,15 @@
     learned      a trained file, believed: what the policy would use is in force from the start
     proving      the same file, which must win its trial first, as the server does it by default
     poisoned     the searched weights turned round, and praised, on trial
+    unhurried    as proving, with all times at their defaults: for runs of a quarter of an hour
 
 Each but the first also with requests held in nginx ("-held"). A trained file names servers by
 address, so it is written anew for the addresses that the emulated ones have in a run. Decisions
-are of some seconds in place of a minute, so that a trial fits into a run.
+are of some seconds in place of a minute, so that a trial fits into a run, but for the last.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,9 +25,19 @@ from trimtab.errors import StateError
 from trimtab.learn import trained
 from trimtab.training.comparison import poisoned
 
-__all__ = ["ARMS", "BASE", "Taught", "arms", "file_stem", "readdressed"]
+__all__ = [
+    "ARMS",
+    "BASE",
+    "UNHURRIED",
+    "Taught",
+    "arms",
+    "file_stem",
+    "readdressed",
+    "unhurried_arms",
+]
 
 ARMS: Final = ("heuristic", "learned", "proving", "poisoned")
+UNHURRIED: Final = "unhurried"
 BASE: Final = "heuristic"
 HELD: Final = "-held"
 
@@ -47,6 +58,12 @@ def arms(files: Path) -> list[Balancer]:
     """All of them; a scenario's trained file is STEM-table.json in `files`, see `file_stem`."""
     ours = [Taught(arm=arm, hold=hold, files=files) for hold in ("off", "on") for arm in ARMS]
     return [*chosen(["least-conn"]), *ours]
+
+
+def unhurried_arms(files: Path) -> list[Balancer]:
+    """Those that say how long it takes from a cold start to a promoted profile: see `UNHURRIED`;
+    named only, as a short run says nothing of them."""
+    return [Taught(arm=UNHURRIED, hold=hold, files=files) for hold in ("off", "on")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,8 +96,10 @@ class Taught:
             path = site.directory / "trained.json"
             given = self.files / f"{file_stem(site.scenario.name, self.hold)}-table.json"
             trained.write(path, _body(given, site, poison=self.arm == "poisoned"))
-            learning = Learning(
-                trained=path,
+            learning = Learning(trained=path)
+        if self.arm not in (BASE, UNHURRIED):
+            learning = replace(
+                learning,
                 prove=self.arm != "learned",
                 observe_seconds=OBSERVE_SECONDS,
                 decision_seconds=DECISION_SECONDS,

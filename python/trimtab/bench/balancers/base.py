@@ -102,6 +102,9 @@ class Running(Protocol):
     def check(self) -> None:
         """Raise TrimtabError when a part of it has died."""
 
+    def remarks(self) -> dict[str, float]:
+        """What it can tell of the run that no request shows, by name; mostly nothing."""
+
     def stop(self) -> None:
         """End it; nothing is left. Idempotent."""
 
@@ -174,6 +177,10 @@ class RunningChild:
     def check(self) -> None:
         """Raise TrimtabError when it has died."""
         self._child.check()
+
+    def remarks(self) -> dict[str, float]:
+        """Nothing."""
+        return {}
 
     def stop(self) -> None:
         """End it."""

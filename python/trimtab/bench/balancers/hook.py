@@ -5,10 +5,10 @@ import re
 import shutil
 import sys
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from trimtab.actuators.nginx_binary import find, machine
 from trimtab.actuators.nginx_process import NginxProcess
@@ -17,8 +17,9 @@ from trimtab.bench.balancers.nginx import RunningNginx
 from trimtab.children import Child
 from trimtab.config import Config, Learning
 from trimtab.errors import DependencyError, TrimtabError
+from trimtab.trials import PROMOTED
 
-__all__ = ["Hook", "RunningHook", "serve"]
+__all__ = ["Hook", "RunningHook", "promoted_seconds", "serve"]
 
 _START_SECONDS: Final = 30.0
 
@@ -31,8 +32,9 @@ _LUA_ERROR: Final = re.compile(r"\[(error|crit|alert|emerg)\].*(lua|trimtab)")
 class RunningHook(RunningNginx):
     """nginx with the hook, and the policy server beside it if there is one."""
 
-    def __init__(self, process: NginxProcess, policy: Child | None) -> None:
+    def __init__(self, process: NginxProcess, policy: Child | None, site: Site) -> None:
         super().__init__(process)
+        self._status_url = f"http://{site.admin_listen}/status.json"
         self._log = process.error_log
         # Earlier runs in the same directory have left their lines.
         self._begin = self._log.stat().st_size if self._log.exists() else 0
@@ -49,11 +51,32 @@ class RunningHook(RunningNginx):
         if said:
             raise TrimtabError(f"the hook failed: {said.strip()}")
 
+    def remarks(self) -> dict[str, float]:
+        """`promoted_seconds`, from the policy server's start to the first promotion of a profile;
+        nothing when there was none. Raises TrimtabError when the server does not answer."""
+        if self._policy is None:
+            return {}
+        try:
+            with urllib.request.urlopen(self._status_url, timeout=5) as answer:  # noqa: S310 -- ours
+                seconds = promoted_seconds(json.load(answer)["journal"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise TrimtabError(f"the policy server tells no status: {error}") from None
+        return {} if seconds is None else {"promoted_seconds": seconds}
+
     def stop(self) -> None:
         """End nginx, then the policy server."""
         super().stop()
         if self._policy is not None:
             self._policy.stop()
+
+
+def promoted_seconds(journal: Sequence[Mapping[str, Any]]) -> float | None:
+    """Seconds from the first of the journal's entries (dicts of `journal.Entry`) to the decision
+    that promoted a profile; None when none did. Raises KeyError and TypeError for other data."""
+    for entry in journal:
+        if entry["kind"] == "decision" and PROMOTED in entry["reason"]:
+            return float(entry["time"] - journal[0]["time"])
+    return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +122,7 @@ class Hook:
         shutil.rmtree(config.policy.state_directory, ignore_errors=True)
         policy = serve(site, config) if self.advised else None
         process = NginxProcess.rendered(site.directory, config)
-        running = RunningHook(process, policy)
+        running = RunningHook(process, policy, site)
         try:
             process.start()
         except BaseException:

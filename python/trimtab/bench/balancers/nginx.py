@@ -44,6 +44,10 @@ class RunningNginx:
         if not self._process.running:
             raise TrimtabError(f"nginx has died; see {self._process.error_log}")
 
+    def remarks(self) -> dict[str, float]:
+        """Nothing."""
+        return {}
+
     def stop(self) -> None:
         """Cut what is left: nobody waits for an answer any more."""
         self._process.stop(0.0)

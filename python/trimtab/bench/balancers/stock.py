@@ -38,8 +38,7 @@ class _Running(RunningHook):
     """nginx, the policy server, and how many reloads there were."""
 
     def __init__(self, process: NginxProcess, policy: Child, site: Site) -> None:
-        super().__init__(process, policy)
-        self._status_url = f"http://{site.admin_listen}/status.json"
+        super().__init__(process, policy, site)
         self._told = site.directory / "stock.json"
 
     def cpu_seconds(self) -> float:
