@@ -357,7 +357,11 @@ class Controller:
             return False
         self._journal.restore(journal)
         self._observation.restore(observed)
-        self._deciding.profile = str(state.get("profile", NEUTRAL_NAME))
+        if state["policy"].get("trained", "") == self._policy.to_state().get("trained", ""):
+            self._deciding.profile = str(state.get("profile", NEUTRAL_NAME))
+        else:
+            # The weights of another file have won nothing, whatever their names.
+            self._guard.trials.forget()
         self._estimates = self._estimator.estimates()
         return True
 

@@ -9,6 +9,12 @@ in reward is above 0 with confidence it is *promoted*; when it is not after some
 two bad windows in a row, or a single one that is hopeless before it is over. Until it is promoted
 its windows also end when it has cost what trials may cost (`allowance`), and count as bad then.
 
+What was measured here outranks what the policy believes, which may be noise: a trial that began is
+brought to its end, whatever the policy wants meanwhile. While one profile is promoted, the last to
+be so takes neutral's part for the others: in their trials (who wins is better than it), and where
+the policy wants what may not be in force. Where the policy wants neutral again, that is a doubt:
+the promoted profile and neutral take turns, and it is reverted unless its mean gain stays above 0.
+
     gain of a switchback   g = r(B) − (r(A₁) + r(A₂))/2; held back: (r(B₁) + r(B₂))/2 − r(A)
     promoted when          mean(g) − t(f)·s·√(4/3)/√n > 0, from the third switchback on
     s²                     ((n − 1)·var(g) + m·1.5·v)/f,  f = n − 1 + m
@@ -70,6 +76,10 @@ EXPLORATION_MEMORY: Final = 20
 LEAST_SWITCHBACKS: Final = 3
 MOST_SWITCHBACKS: Final = 12
 
+# A trial whose windows are broken off again and again has no verdict; after twice the turns that
+# the longest takes the policy may want something else.
+MOST_TURNS: Final = 4 * MOST_SWITCHBACKS
+
 # Of a gain, in variances of a window: one, and half of one for the mean of two.
 GAIN_VARIANCE: Final = 1.5
 
@@ -91,6 +101,7 @@ class _Trial:
     bad: int = 0  # windows in a row
     rest: int = 0  # decisions left of it
     reverts: int = 0  # since it was last promoted
+    turns: int = 0  # decisions of the present trial
 
     def gain(self, variance: float, degrees: int) -> tuple[float, float]:
         """Mean gain, and half the width of its interval; of neutral's windows the variance and its
@@ -127,6 +138,8 @@ class Trials:
         self._mean = 0.0
         self._variance = 0.0
         self._trials: dict[str, _Trial] = {}
+        self._won: list[str] = []  # those that are promoted, the last one last
+        self._doubted = False  # whether the policy wanted neutral all the same
         self._explored: list[bool] = []
         self._chain: deque[tuple[str, float]] = deque(maxlen=3)  # the last windows, unbroken
         self._since_neutral = 0  # decisions
@@ -144,50 +157,85 @@ class Trials:
             trial.rest = max(0, trial.rest - 1)
             if trial.stage == "reverted" and not trial.rest:
                 trial.stage = "candidate"
-        for name, trial in self._trials.items():
-            # The policy changed its mind: what was measured is kept for the next time.
-            if trial.stage == "on trial" and name != profile and not exploring:
-                trial.stage = "candidate"
         use, reason = self._permit(profile, exploring, outside)
-        self._explored.append(exploring and use == profile != self._neutral)
+        explored = exploring and use == profile != self._neutral
+        self._explored.append(explored and self._stage(profile) == "candidate")
         del self._explored[:-EXPLORATION_MEMORY]
         self._since_neutral = 0 if use == self._neutral else self._since_neutral + 1
         return use, reason
 
     def _permit(self, profile: str, exploring: bool, outside: str) -> tuple[str, str]:
-        neutral = self._neutral
-        if profile == neutral:
-            return neutral, ""
+        neutral, base = self._neutral, self._base
+        self._doubted = False
+        on = self._on_trial(profile)
         if outside:
-            return neutral, f"not {profile}: {outside}"
+            wanted = next((p for p in (profile, on, base) if p and p != neutral), "")
+            return neutral, f"not {wanted}: {outside}" if wanted else ""
+        if on and self._prove:
+            return self._turn(on)
+        if profile == neutral:
+            self._doubted = base != neutral and not exploring
+            return self._doubt() if self._doubted else (neutral, "")
         trial = self._trials.setdefault(profile, _Trial())
         if trial.stage == "reverted":
-            return neutral, f"{profile} was reverted and rests for {trial.rest} more decisions"
+            return self._instead(
+                f"{profile} was reverted and rests for {trial.rest} more decisions"
+            )
         if self._windows < BASELINE_WINDOWS and (exploring or self._prove):
             return neutral, (
                 f"{profile} is a candidate, but neutral was measured {self._windows} times only"
             )
+        if trial.stage == "promoted" and self._prove:
+            return self._hold_back(profile)
         if exploring:
             return self._explore(profile)
-        if trial.stage == "promoted" or not self._prove:
-            if self._prove and self._holdback and self._since_neutral + 1 >= self._holdback:
-                return neutral, (
-                    f"held back, one window in {self._holdback}, to measure {profile} against it"
-                )
+        if not self._prove:
             return profile, ""
-        trial.stage = "on trial"
-        if self._chain and self._chain[-1][0] == neutral:
+        trial.stage, trial.turns = "on trial", 0
+        return self._turn(profile)
+
+    def _on_trial(self, wanted: str) -> str:
+        """The profile that is on trial, "" when none is."""
+        on = next((p for p, t in self._trials.items() if t.stage == "on trial"), "")
+        if on and on != wanted and (self._trials[on].turns >= MOST_TURNS or not self._prove):
+            # What was measured is kept for the next time.
+            self._trials[on].stage = "candidate"
+            return ""
+        return on
+
+    def _turn(self, profile: str) -> tuple[str, str]:
+        trial, base = self._trials[profile], self._base
+        trial.turns += 1
+        if self._chain and self._chain[-1][0] == base:
             return profile, f"on trial, switchback {len(trial.gains) + 1}"
-        return neutral, f"its turn in the trial of {profile}"
+        return base, f"its turn in the trial of {profile}"
+
+    def _doubt(self) -> tuple[str, str]:
+        base = self._base
+        why = f"{base} was measured to be better, but the policy wants {self._neutral}: in turns"
+        if self._chain and self._chain[-1][0] == base:
+            return self._neutral, why
+        return base, why
+
+    def _instead(self, why: str) -> tuple[str, str]:
+        """What is in force when the policy wants what may not be."""
+        if self._base == self._neutral:
+            return self._neutral, why
+        use, held = self._hold_back(self._base)
+        return use, f"{why}; {held}" if held else why
+
+    def _hold_back(self, promoted: str) -> tuple[str, str]:
+        if self._holdback and self._since_neutral + 1 >= self._holdback:
+            return self._neutral, (
+                f"held back, one window in {self._holdback}, to measure {promoted} against it"
+            )
+        return promoted, ""
 
     def _explore(self, profile: str) -> tuple[str, str]:
-        on = next((p for p, t in self._trials.items() if t.stage == "on trial"), "")
-        if on and on != profile:
-            return self._neutral, f"not exploring {profile}: {on} is on trial"
         # Twice the mean, and one: above it the dice were unlucky.
         allowed = 1 + 2 * self._epsilon * EXPLORATION_MEMORY
         if sum(self._explored) >= allowed:
-            return self._neutral, (
+            return self._instead(
                 f"explored {sum(self._explored)} of the last {EXPLORATION_MEMORY} times"
             )
         return profile, ""
@@ -243,6 +291,11 @@ class Trials:
     def _unproven(self, profile: str) -> bool:
         return self._prove and profile != self._neutral and self._stage(profile) != "promoted"
 
+    def forget(self) -> None:
+        """The profiles are others now, though of the same names: only neutral stays known."""
+        self._trials, self._won = {}, []
+        self.interrupt()
+
     def interrupt(self) -> None:
         """The next window does not follow the last one: no switchback goes over the gap."""
         self._chain.clear()
@@ -262,16 +315,15 @@ class Trials:
         if len(self._chain) < 3:
             return "", 0.0
         (first, a), (middle, b), (last, c) = self._chain
-        if first != last or middle == first or self._neutral not in (first, middle):
-            return "", 0.0
-        held_back = middle == self._neutral
-        measured = first if held_back else middle
-        # Each window of a trial would count twice: as the middle, and as the sides.
-        promoted = self._stage(measured) == "promoted"
-        if held_back != promoted:
+        if first != last or middle == first:
             return "", 0.0
         gain = b - (a + c) / 2
-        return measured, -gain if held_back else gain
+        if middle == self._neutral:
+            return (first, -gain) if self._stage(first) == "promoted" else ("", 0.0)
+        # Each window of a trial would count twice: as the middle, and as the sides.
+        if first == self._base and self._stage(middle) != "promoted":
+            return middle, gain
+        return "", 0.0
 
     def _verdict(self, profile: str, trial: _Trial) -> str:
         count = len(trial.gains)
@@ -280,12 +332,12 @@ class Trials:
         if count < LEAST_SWITCHBACKS or not self._prove:
             return ""
         if trial.stage == "promoted":
-            return self._revert(profile, trial, said) if mean + error < 0 else ""
+            lost = mean + error < 0 or (self._doubted and mean <= 0)
+            return self._revert(profile, trial, said) if lost else ""
         if trial.stage == "reverted":
             return ""
         if mean - error > 0:
-            trial.stage, trial.reverts, trial.bad = "promoted", 0, 0
-            return f"{profile}{PROMOTED}{said}"
+            return self._promote(profile, trial, said)
         if mean <= 0 or count >= MOST_SWITCHBACKS:
             return self._revert(profile, trial, f"no sure {said}")
         return ""
@@ -293,13 +345,37 @@ class Trials:
     def _gain(self, trial: _Trial) -> tuple[float, float]:
         return trial.gain(self._variance, max(0, min(self._windows, BASELINE_MEMORY) - 1))
 
+    @property
+    def _base(self) -> str:
+        """What others are compared with: neutral, or the last that was promoted."""
+        return self._won[-1] if self._won and self._prove else self._neutral
+
+    def _rebase(self) -> None:
+        """Another base: what others gained over the last one says nothing of it."""
+        for trial in self._trials.values():
+            if trial.stage != "promoted":
+                trial.gains.clear()
+
+    def _promote(self, profile: str, trial: _Trial, said: str) -> str:
+        over = "" if self._base == self._neutral else f" over {self._base}"
+        if over:
+            # From here on its gain is over neutral.
+            trial.gains.clear()
+        trial.stage, trial.reverts, trial.bad = "promoted", 0, 0
+        self._won.append(profile)
+        self._rebase()
+        return f"{profile}{PROMOTED}{said}{over}"
+
     def _revert(self, profile: str, trial: _Trial, why: str) -> str:
+        if profile in self._won:
+            self._won.remove(profile)
+            self._rebase()
         trial.stage = "reverted"
         trial.gains.clear()
         trial.bad = 0
         trial.rest = min(REST_DECISIONS * 2 ** min(trial.reverts, 10), MOST_REST_DECISIONS)
         trial.reverts += 1
-        return f"{profile} reverted for {trial.rest} decisions, back to neutral: {why}"
+        return f"{profile} reverted for {trial.rest} decisions, back to {self._base}: {why}"
 
     def _stage(self, profile: str) -> str:
         return self._trials[profile].stage if profile in self._trials else "candidate"
@@ -308,8 +384,8 @@ class Trials:
 
     @property
     def promoted(self) -> tuple[str, ...]:
-        """The profiles that have won."""
-        return tuple(p for p, t in self._trials.items() if t.stage == "promoted")
+        """The profiles that have won, the last one last."""
+        return tuple(self._won)
 
     def status(self) -> dict[str, Any]:
         """For JSON: {"neutral_reward": mean or None, "neutral_windows", "suspended": {profile:
@@ -336,6 +412,7 @@ class Trials:
         return {
             "neutral": [self._windows, self._mean, self._variance],
             "allowance": self.allowance.to_state(),
+            "won": list(self._won),
             "profiles": {
                 p: [t.stage, list(t.gains), t.bad, t.rest, t.reverts]
                 for p, t in self._trials.items()
@@ -361,7 +438,11 @@ class Trials:
             trials[str(profile)] = _Trial(
                 stage, deque(numbers, MOST_SWITCHBACKS), bad, rest, reverts
             )
+        # Likewise.
+        order = [str(p) for p in state.get("won", ())]
+        won = [p for p, t in trials.items() if t.stage == "promoted"]
+        won.sort(key=lambda p: order.index(p) if p in order else -1)
         self._windows, self._mean, self._variance = windows, mean, variance
-        self._trials = trials
+        self._trials, self._won = trials, won
         self.allowance = allowance
         self.interrupt()

@@ -12,6 +12,8 @@ from trimtab.assembly import build
 from trimtab.controller import Controller
 from trimtab.errors import ConfigError, SourceError, StateError
 from trimtab.guard import Guard
+from trimtab.learn.actions import searched
+from trimtab.learn.trained import Trained
 from trimtab.model import (
     AddressCounters,
     PairCounters,
@@ -331,6 +333,34 @@ def test_restart_resumes(tmp_path: Path) -> None:
         assert two.deadline_seconds == pytest.approx(one.deadline_seconds)
         assert two.peers["s2:1"].rate == pytest.approx(one.peers["s2:1"].rate, rel=0.03)
     assert after["values"] == before["values"]
+
+
+@pytest.mark.parametrize(("digest", "promoted"), [("one", ("twin",)), ("two", ())])
+def test_another_trained_file_has_won_nothing(
+    tmp_path: Path, digest: str, promoted: tuple[str, ...]
+) -> None:
+    """A profile that was promoted stays so over a restart with the same trained file; one of the
+    same name in another file must win first."""
+
+    def started(of: str) -> tuple[Controller, Guard]:
+        store = Store(tmp_path)
+        guard = Guard(CONFIG, store.epoch, store.next_generation)
+        twin = searched("twin", "searched", {"a": {"s1:1": 2.0}})
+        policy = Learned(CONFIG, Trained(profiles=(twin,), digest=of))
+        return Controller(CONFIG, Traffic(), policy, guard, Applied(), store), guard
+
+    controller, guard = started("one")
+    for _ in range(5):
+        guard.trials.judge("neutral", 1.0)
+    for _ in range(7):
+        used, _ = guard.trials.permit("twin")
+        guard.trials.judge(used, 2.0 if used == "twin" else 1.0)
+    assert guard.trials.promoted == ("twin",)
+    controller.save()
+    controller.close()
+    again, guard = started(digest)
+    assert guard.trials.promoted == promoted
+    again.close()
 
 
 def test_restart_after_a_crash_keeps_generations_rising(tmp_path: Path) -> None:

@@ -169,9 +169,9 @@ DECISION = st.tuples(
 @given(st.lists(DECISION, max_size=80), st.integers(0, 79))
 @settings(max_examples=150, deadline=None)
 def test_invariants_hold_whatever_is_wanted_and_measured(decisions, restart: int) -> None:
-    """In force is neutral or what was wanted, never outside of what was seen, nor while it rests;
-    what is neither promoted nor explored takes turns with neutral; and a restart changes nothing
-    but that a switchback under way is lost."""
+    """In force is neutral, what was wanted, what is on trial or was promoted, never outside of what
+    was seen, nor while it rests; what is neither promoted nor explored takes turns with neutral or
+    with what is promoted; and a restart changes nothing but that a switchback under way is lost."""
     one = trials(baseline=False)
     before = "neutral"
     for number, (wanted, exploring, outside, reward) in enumerate(decisions):
@@ -181,22 +181,82 @@ def test_invariants_hold_whatever_is_wanted_and_measured(decisions, restart: int
             one.restore(state)
             assert one.to_state() == state
             before = "neutral"
+        bases = {"neutral", *one.promoted[-1:]}
         used, _ = one.permit(wanted, exploring, outside)
         status = one.status()
-        assert used in ("neutral", wanted)
+        on = [p for p, trial in status["trials"].items() if trial["stage"] == "on trial"]
+        assert len(on) <= 1
+        assert used in {"neutral", wanted, *on, *bases}
         if used != "neutral":
             trial = status["trials"][used]
             assert not outside
             assert status["neutral_windows"] >= 3
             assert trial["stage"] in STAGES[:3]
             assert used not in status["suspended"]
-            if trial["stage"] == "on trial" and not exploring:
-                assert before == "neutral"
+            if trial["stage"] == "on trial":
+                assert before in bases
         for trial in status["trials"].values():
             if trial["stage"] == "promoted" and trial["switchbacks"] == 3:
                 assert trial["gain"] > 0
         before = used
         one.judge(used, reward)
+
+
+def test_a_trial_that_began_comes_to_its_end() -> None:
+    """Whatever the policy wants meanwhile, or explores, the trial goes on to its verdict; but not
+    for ever, where nothing is ever measured."""
+    one = trials()
+    rewards = drawn(1, 1.0, 0.05)
+    wants = [("twin", False), ("neutral", False), ("fast", False), ("fast", True)] * 2
+    judged = ""
+    for wanted, exploring in wants[:7]:
+        used, _ = one.permit(wanted, exploring)
+        assert used in ("neutral", "twin")
+        judged = one.judge(used, rewards(used))
+    assert one.promoted == ("twin",), judged
+    stuck = trials()
+    stuck.permit("twin")
+    for _ in range(48):
+        stuck.interrupt()
+        stuck.permit("neutral")
+    assert stuck.status()["trials"]["twin"]["stage"] == "candidate"
+
+
+def test_the_policy_s_doubt_is_measured_not_believed() -> None:
+    """Where the policy wants neutral in place of a promoted profile both take turns: one that gains
+    stays promoted, one that no longer does is reverted."""
+    one = trials()
+    lived(one, drawn(1, 1.0, 0.05), 7)
+    seen = lived(one, drawn(2, 1.0, 0.05), 40, "neutral")
+    assert one.promoted == ("twin",)
+    assert [used for used, _ in seen].count("twin") == 20
+    seen = lived(one, drawn(3, -0.1, 0.01), 60, "neutral")
+    assert one.promoted == ()
+    assert seen[-1][0] == "neutral"
+
+
+def test_a_promoted_profile_is_what_others_must_beat() -> None:
+    """Beside a promoted profile another is on trial against it, and what rests leaves it in force;
+    who wins takes its place, and when that falls the first is back."""
+    one = trials(holdback_ratio=0.0)
+    level = {"neutral": 2.0, "twin": 3.0, "fast": 2.5, "best": 3.5}
+    random = Random(5)
+
+    def rewards(used: str) -> float:
+        return random.gauss(level[used], 0.02)
+
+    lived(one, rewards, 7)
+    seen = lived(one, rewards, 12, "fast")
+    assert {used for used, _ in seen[:7]} == {"twin", "fast"}
+    assert "no sure gain" in seen[6][1]
+    assert {used for used, _ in seen[7:]} == {"twin"}
+    seen = lived(one, rewards, 12, "best")
+    assert one.promoted == ("twin", "best")
+    assert any("promoted" in said and "over twin" in said for _, said in seen)
+    one.judge("best", 0.0)
+    one.judge("best", 0.0)
+    assert one.promoted == ("twin",)
+    assert one.permit("best")[0] == "twin"
 
 
 @pytest.mark.parametrize(
