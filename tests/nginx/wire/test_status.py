@@ -1,6 +1,7 @@
 """The status pages: Trimtab's own document, and the one in the shape of nginx-module-vts."""
 
 import asyncio
+import http.client
 import json
 import math
 from collections.abc import Iterator
@@ -77,10 +78,13 @@ def snapshot() -> dict[str, Any]:
     return {
         "instance": "edge-1",
         "start": 1_767_225_500_123,
-        "weights": {"source": "static", "epoch": 0, "generation": 0},
+        "weights": {"source": "learned", "epoch": 6, "generation": 41},
         "workers": [],
-        "upstreams": [{"upstream": "compose_backend", "waiting": 0, "peers": [busy, idle]}],
-        "addresses": [],
+        "upstreams": [{"upstream": "compose_backend", "waiting": 7, "peers": [busy, idle]}],
+        "addresses": [
+            {"address": "127.0.0.1:9001", "rate": 1.9, "slots": 2, "error_ratio": 0.25},
+            {"address": "127.0.0.1:9002", "rate": 1, "slots": 0, "error_ratio": 0},
+        ],
     }
 
 
@@ -162,6 +166,16 @@ def test_the_vts_document_says_who_is_ejected_and_why(port: int) -> None:
     assert [(p["down"], p["ejection"]) for p in peers] == [(True, "stall"), (False, "errors")]
 
 
+def test_the_vts_document_says_what_the_hook_estimates(port: int) -> None:
+    """Rate, slots and errors of each peer, who waits in each class, and which weights are in use."""
+    document = make(port, "vts")
+    busy, idle = document["upstreamZones"]["compose_backend"]
+    assert (busy["rate"], busy["slots"], busy["errorRatio"]) == (1.9, 2, 0.25)
+    assert (idle["rate"], idle["slots"], idle["errorRatio"]) == (1, 0, 0)
+    own = {"source": "learned", "epoch": 6, "generation": 41}
+    assert document["trimtab"] == own | {"waiting": {"compose_backend": 7}}
+
+
 def test_buckets_are_cumulative_at_whole_milliseconds(port: int) -> None:
     """The bounds are 1, 2, 4 … 65536 ms; each counts all that took no longer."""
     busy = make(port, "vts")["upstreamZones"]["compose_backend"][0]
@@ -189,7 +203,7 @@ def test_trimtab_s_own_document_is_the_snapshot_and_its_place(port: int) -> None
     assert document["now_seconds"] == 1_767_225_600.25
     assert document["workers"] == []
     assert document["upstreams"][0]["peers"][0]["response_time_seconds"] == 1.2345
-    assert document["weights"]["source"] == "static"
+    assert document["weights"]["source"] == "learned"
 
 
 def test_json_holds_every_value(port: int) -> None:
@@ -267,10 +281,44 @@ def test_the_live_status_page_shows_the_hook(served: Config) -> None:
     assert document["nginx_version"].count(".") == 2
     assert len(document["workers"]) == 1
     assert document["weights"]["source"] == "static"
+    assert (document["weights"]["generation"], document["weights"]["epoch"]) == (0, 0)
     assert document["connections"]["active"] >= 1
+    assert [u["waiting"] for u in document["upstreams"]] == [0, 0]
     addresses = {a["address"]: a for a in document["addresses"]}
     assert sum(sum(a["completions_at"]) for a in addresses.values()) == 60
+    for address in addresses.values():
+        assert address["in_flight"] == 0
+        assert address["rate"] > 0
+        assert (address["slots"], address["error_ratio"]) == (2, 0)
     for peer in all_peers(served):
         assert math.isfinite(peer["effective_weight"])
         assert sum(peer["response_time_buckets"]) == peer["requests"]
         assert peer["configured_weight"] == 1
+
+
+def test_the_vts_page_has_the_estimates_of_the_hook_s_own(served: Config) -> None:
+    """What both pages show of a peer is the same."""
+    document = json.loads(page(served, "/trimtab/status"))
+    addresses = {a["address"]: a for a in document["addresses"]}
+    vts_page = json.loads(page(served, "/status/format/json"))
+    for zone in vts_page["upstreamZones"].values():
+        for peer in zone:
+            address = addresses[peer["server"]]
+            assert (peer["slots"], peer["errorRatio"]) == (2, 0)
+            assert peer["rate"] == pytest.approx(address["rate"], rel=0.2)
+    assert vts_page["trimtab"]["waiting"] == {"reads": 0, "writes": 0}
+    assert vts_page["trimtab"]["generation"] == document["weights"]["generation"]
+
+
+def test_the_pages_are_for_loopback_alone(served: Config) -> None:
+    """Who comes from another address than 127.0.0.1 gets 403, and clients' port has no such page."""
+    _, internal = split_address(served.nginx.internal_listen)
+    _, port = split_address(served.nginx.listen[0])
+    for path in ("/trimtab/status", "/status/format/json"):
+        connection = http.client.HTTPConnection(
+            "127.0.0.1", internal, timeout=5, source_address=("127.0.0.2", 0)
+        )
+        connection.request("GET", path)
+        assert connection.getresponse().status == 403
+        connection.close()
+        assert get(port, path)[0] == 404

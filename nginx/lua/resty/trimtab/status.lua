@@ -14,6 +14,8 @@
 -- * weight is the configured one, as always; the learned W_ij is
 --   learnedWeight, and the share that it comes to effectiveWeight.
 -- * down is true for a peer that is drained or ejected; ejection says why.
+-- * rate, slots and errorRatio of a peer are those of its address, in all
+--   upstreams; "trimtab" has which weights are in use, and who waits by class.
 -- * there are no serverZones: what passes no upstream is not counted.
 local ffi = require("ffi")
 local json = require("resty.trimtab.json")
@@ -75,7 +77,7 @@ local function no_samples()
 end
 
 
-local function vts_peer(peer)
+local function vts_peer(peer, address)
     local responses = {}
     for class = 1, 5 do
         responses[class .. "xx"] = peer.responses[class] or 0
@@ -106,7 +108,26 @@ local function vts_peer(peer)
         inFlight = whole(peer.in_flight),
         learnedWeight = peer.weight,
         effectiveWeight = peer.effective_weight,
+        rate = address.rate,
+        slots = address.slots,
+        errorRatio = address.error_ratio,
         ejection = peer.ejection or "",
+    }
+end
+
+
+-- What nginx-module-vts has no place for.
+local function own(snapshot)
+    local waiting = {}
+    for _, upstream in ipairs(snapshot.upstreams) do
+        waiting[upstream.upstream] = upstream.waiting
+    end
+    local weights = snapshot.weights
+    return {
+        source = weights.source,
+        epoch = weights.epoch,
+        generation = weights.generation,
+        waiting = waiting,
     }
 end
 
@@ -116,11 +137,14 @@ end
 --     connections   the snapshot's four, and accepted, handled, requests
 --     zone          name, size_bytes, free_bytes of the shared dict
 function _M.vts(snapshot, page)
-    local zones, pair_count = {}, 0
+    local zones, pair_count, addresses = {}, 0, {}
+    for _, address in ipairs(snapshot.addresses) do
+        addresses[address.address] = address
+    end
     for _, upstream in ipairs(snapshot.upstreams) do
         local peers = array({})
         for p, peer in ipairs(upstream.peers) do
-            peers[p] = vts_peer(peer)
+            peers[p] = vts_peer(peer, addresses[peer.address])
         end
         pair_count = pair_count + #peers
         zones[upstream.upstream] = peers
@@ -141,6 +165,7 @@ function _M.vts(snapshot, page)
         },
         serverZones = {},
         upstreamZones = zones,
+        trimtab = own(snapshot),
     }
 end
 
