@@ -9,6 +9,7 @@ misdeed (with `X-Fault-Path` only on that path); `Peer.fault` sets one for all r
     hang              never answer
     101               switch protocols, and send back what comes
     accel:/path       answer with X-Accel-Redirect
+    size:BYTES        answer with a body of so many bytes
 
 Answers carry `X-Trimtab-Peer` and, as their body, the peer's port.
 """
@@ -98,6 +99,8 @@ class Peer:
         elif fault.isdigit():
             status = int(fault)
         body = str(self.port).encode()
+        if fault.startswith("size:"):
+            body = b"x" * int(fault[5:])
         length = len(body) + (10 if fault == "half" else 0)
         writer.write(
             f"HTTP/1.1 {status} Any\r\nContent-Length: {length}\r\n"

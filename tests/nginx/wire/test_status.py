@@ -167,7 +167,7 @@ def test_the_vts_document_says_who_is_ejected_and_why(port: int) -> None:
 
 
 def test_the_vts_document_says_what_the_hook_estimates(port: int) -> None:
-    """Rate, slots and errors of each peer, who waits in each class, and which weights are in use."""
+    """Rate, slots and errors of each peer, who waits by class, and which weights are in use."""
     document = make(port, "vts")
     busy, idle = document["upstreamZones"]["compose_backend"]
     assert (busy["rate"], busy["slots"], busy["errorRatio"]) == (1.9, 2, 0.25)
@@ -311,7 +311,7 @@ def test_the_vts_page_has_the_estimates_of_the_hook_s_own(served: Config) -> Non
 
 
 def test_the_pages_are_for_loopback_alone(served: Config) -> None:
-    """Who comes from another address than 127.0.0.1 gets 403, and clients' port has no such page."""
+    """From another address than 127.0.0.1 it is 403, and the clients' port has no such page."""
     _, internal = split_address(served.nginx.internal_listen)
     _, port = split_address(served.nginx.listen[0])
     for path in ("/trimtab/status", "/status/format/json"):

@@ -166,6 +166,24 @@ function _M.last(request)
 end
 
 
+-- The same, where nginx has the whole answer of the last try, however far its
+-- client has read. Returns nil while it comes; and for an nginx that is asked
+-- by variables, as each of those takes memory of the request.
+function _M.done(request)
+    if not is_read then
+        return nil
+    end
+    local r = cast("trimtab_request *", request)
+    if r.signature ~= SIGNATURE or r.states == nil or r.states.count == 0 then
+        return nil
+    end
+    local status, seconds, length, received = _M.last(request)
+    if status and seconds >= 0 then
+        return status, seconds, length, received
+    end
+end
+
+
 local function complain(what)
     ngx_log(ERR, "trimtab: this nginx keeps ", what, " of requests in ",
             "another form: reading variables instead")

@@ -31,6 +31,7 @@ local drain_room = room_module.drain
 local enter = passes.enter
 local exp = math.exp
 local follow = weights.follow
+local free_slow = passes.free_slow
 local gather = counters.gather
 local get_request = base.get_request
 local in_flight_at = counters.in_flight_at
@@ -226,8 +227,10 @@ end
 
 
 -- Looks at the room, if anyone waits. Where a poke says that server i has
--- room and nobody here takes it, those of the next worker may.
+-- room and nobody here takes it, those of the next worker may. Slow readers
+-- are looked for first.
 local function recheck(i, hops)
+    free_slow()
     if room.waiting > 0 then
         local now = clock()
         follow(registry, dict, now)

@@ -17,6 +17,7 @@ local tries_module = require("resty.trimtab.tries")
 local variables = require("resty.trimtab.variables")
 
 local announced_of = account.announced
+local done_of = account.done
 local clock = libc.monotonic
 local ended = ejection.ended
 local find = requests.find
@@ -35,6 +36,10 @@ local text = variables.text
 -- event loop: our own time of a try is believed up to this much beyond it.
 local CLOCK_SLACK_SECONDS = 0.002
 
+-- For so long a slot is not free though nginx has the answer, where the client
+-- reads slowly.
+local SLOW_SECONDS = 0.05
+
 -- What nginx tries again elsewhere, as we render it.
 local RETRIED = { [500] = true, [502] = true, [503] = true, [504] = true }
 
@@ -44,6 +49,8 @@ local SUCCESS, NEITHER, FAILURE = 1, 0, -1
 local _M = { SUCCESS = SUCCESS, FAILURE = FAILURE }
 
 local registry, waiting
+-- When slow readers were looked for.
+local looked = 0
 
 
 -- Counts for this registry. `holding` (see holding.lua) is told of each slot
@@ -96,6 +103,7 @@ local function begin_pass(record, upstream, now)
     record.is_probe = false
     record.is_fallback = false
     record.is_counted = false
+    record.answered = -1
 end
 
 
@@ -147,6 +155,27 @@ local function count_request(request, q, status, seconds, received,
 end
 
 
+-- Ends the try that nginx's account says has taken `coarse` seconds (-1:
+-- nobody knows). Returns how long it took.
+local function end_timed(record, now, coarse, outcome)
+    local seconds = now - record.began
+    if coarse >= 0 and seconds > coarse + CLOCK_SLACK_SECONDS then
+        -- A slow client: the peer was done earlier.
+        seconds = coarse
+    end
+    end_try(record, now, outcome)
+    if outcome == SUCCESS and record.is_unqueued then
+        counters.unqueued(record.pair, seconds)
+        if services.sample(registry, record.upstream, record.position,
+                           seconds)
+        then
+            services.refresh(registry)
+        end
+    end
+    return seconds
+end
+
+
 -- The pass ends with the try that we placed.
 local function end_placed(record, request, now, is_final)
     local status, coarse, length, received = last_of(request)
@@ -158,29 +187,26 @@ local function end_placed(record, request, now, is_final)
     if status < 100 then
         status = ngx.status
     end
-    local seconds = now - record.began
-    if coarse >= 0 and seconds > coarse + CLOCK_SLACK_SECONDS then
-        -- A slow client: the peer was done earlier.
-        seconds = coarse
-    end
     if outcome == FAILURE and record.is_last and RETRIED[status]
        and can_retry(record.upstream)
     then
         counters.retry_refused(record.pair)
     end
-    local q = record.pair
-    end_try(record, now, outcome)
-    if outcome == SUCCESS and record.is_unqueued then
-        counters.unqueued(q, seconds)
-        if services.sample(registry, record.upstream, record.position,
-                           seconds)
-        then
-            services.refresh(registry)
-        end
-    end
-    count_request(request, q, status,
+    local seconds = end_timed(record, now, coarse, outcome)
+    count_request(request, record.pair, status,
                   record.began - record.arrival + seconds, received,
                   record.upstream)
+end
+
+
+-- The pass ends, and its try has before.
+local function end_answered(record, request)
+    local status, _, _, received = last_of(request)
+    if status then
+        count_request(request, record.pair, status,
+                      record.began - record.arrival + record.answered,
+                      received, record.upstream)
+    end
 end
 
 
@@ -240,6 +266,8 @@ local function end_pass(record, request, now, is_final)
         release(record)
     elseif record.server >= 0 then
         end_placed(record, request, now, is_final)
+    elseif record.answered >= 0 then
+        end_answered(record, request)
     elseif record.upstream then
         record.entries = end_unplaced(record.upstream, request,
                                       record.arrival, record.entries, now)
@@ -309,6 +337,32 @@ end
 
 off(_M.leave)
 off(_M.serve)
+
+-- Ends the try of a living request whose whole answer nginx has, though its
+-- client has not. Errors, and answers that may be cut or without a body, are
+-- left to the end of the request.
+local function settle(record, request)
+    local status, coarse, length = done_of(request)
+    if status and status >= 100 and status < 500 and length > 0
+       and announced_of(request) <= length
+    then
+        record.answered = end_timed(record, clock(), coarse, SUCCESS)
+    end
+end
+
+
+-- Frees the slots of slow readers: a client may take minutes for what its
+-- server has long done. The log phase comes when the client has it, and a
+-- body filter would cost each request a twelfth of what least_conn takes; so
+-- this is called again and again, and looks each SLOW_SECONDS.
+function _M.free_slow()
+    local now = clock()
+    if now - looked >= SLOW_SECONDS then
+        looked = now
+        requests.visit(settle)
+        _M.serve()
+    end
+end
 
 _M.end_try = end_try
 _M.release = release

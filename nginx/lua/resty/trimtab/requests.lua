@@ -85,6 +85,8 @@ local function new_record()
         entries = 0,         -- of $upstream_addr that are accounted for
         tries = 0,           -- in this pass, by us
         tried = {},          -- their positions, from 1
+        answered = -1,       -- seconds of the try, where that ended before
+                             -- the client had read its answer
     }
 end
 
@@ -145,6 +147,19 @@ function _M.sweep(abandon)
         limbo[l] = nil
     end
     limbo_count = kept
+end
+
+
+-- Calls `look` with the records of a try under way, and their requests, which
+-- live. `look` may end the try, and must not add or remove records.
+function _M.visit(look)
+    for key, record in pairs(records) do
+        if record.server >= 0 and not record.is_bound and record.is_armed
+           and record.flag[0] == 0
+        then
+            look(record, cast("void *", cast("uintptr_t", key)))
+        end
+    end
 end
 
 
