@@ -66,10 +66,14 @@ def test_a_request_allocates_nothing_in_lua(tmp_path: Path, hold: str) -> None:
         def grown(path: str) -> int:
             for _ in range(WARM_UP):
                 get(path)
-            before = int(get("/memory?stop=1"))
-            for _ in range(REQUESTS):
-                get(path)
-            return int(get("/memory")) - before
+            windows = []
+            for _ in range(3):
+                before = int(get("/memory?stop=1"))
+                for _ in range(REQUESTS):
+                    get(path)
+                windows.append(int(get("/memory")) - before)
+            # What a request takes shows in each; a late trace or a slow machine's timers do not.
+            return min(windows)
 
         empty, own = grown("/empty"), grown("/a")
         connection.close()

@@ -36,8 +36,8 @@ local text = variables.text
 -- event loop: our own time of a try is believed up to this much beyond it.
 local CLOCK_SLACK_SECONDS = 0.002
 
--- For so long a slot is not free though nginx has the answer, where the client
--- reads slowly.
+-- A slow reader holds a slot for up to twice as long: tries that began before
+-- are looked at, this often.
 local SLOW_SECONDS = 0.05
 
 -- What nginx tries again elsewhere, as we render it.
@@ -359,7 +359,7 @@ function _M.free_slow()
     local now = clock()
     if now - looked >= SLOW_SECONDS then
         looked = now
-        requests.visit(settle)
+        requests.visit(now - SLOW_SECONDS, settle)
         _M.serve()
     end
 end

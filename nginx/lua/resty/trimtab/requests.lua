@@ -150,11 +150,13 @@ function _M.sweep(abandon)
 end
 
 
--- Calls `look` with the records of a try under way, and their requests, which
--- live. `look` may end the try, and must not add or remove records.
-function _M.visit(look)
+-- Calls `look` with the records whose try is under way since before that time,
+-- and their requests, which live. `look` may end the try, and must not add or
+-- remove records.
+function _M.visit(before, look)
     for key, record in pairs(records) do
-        if record.server >= 0 and not record.is_bound and record.is_armed
+        if record.server >= 0 and record.began < before
+           and not record.is_bound and record.is_armed
            and record.flag[0] == 0
         then
             look(record, cast("void *", cast("uintptr_t", key)))
