@@ -41,9 +41,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
     servers = {u.name: [p.address for p in u.peers] for u in config.upstreams}
     trained.write(path, trained.body_of(servers, [searched("twin", "found", FACTORS)], None, {}))
     one = Comparison(scenario, replace(config, learning=learning), path, None, 600.0)
-    one.run(
-        ("least_conn", BASE, "dqn", "garbage", "poisoned", "nan"), (1, 2), lambda _at, _what: None
-    )
+    one.run(("least_conn", BASE, "dqn", "garbage", "poisoned", "nan"), (1, 2))
     return one
 
 

@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parents[2] / "python" / "trimtab"
 ROWS = (
     # 0: nouns, standard library only
     ("errors", "model"),
-    ("alarm", "children", "logs", "notify", "paths", "tables", "terminal", "v1"),
+    ("alarm", "children", "logs", "notify", "paths", "sweep", "tables", "terminal", "v1"),
     # 1: the configuration and what computes without I/O
     ("allowance", "checks", "columns", "responses", "saved"),
     (

@@ -20,6 +20,7 @@ from trimtab.bench.balancers.known import BALANCERS, QUICK, chosen
 from trimtab.bench.runner import Plan, Results
 from trimtab.bench.runner import run as run_plan
 from trimtab.bench.scenario import find, names
+from trimtab.cli import sweeping
 from trimtab.errors import ConfigError, DependencyError
 
 __all__ = ["add_arguments", "plan", "run"]
@@ -127,6 +128,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--callgrind", action="store_true",
         help="cost: count instructions in valgrind, where perf cannot, instead of time",
     )  # fmt: skip
+    sweeping.add_arguments(parser, "learning: ")
     parser.add_argument("--list", action="store_true", help="list scenarios and balancers")
 
 
@@ -142,6 +144,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError("--callgrind goes with cost: trimtab bench cost --callgrind")
     if arguments.twin and arguments.what != "learning":
         raise ConfigError("--twin goes with learning: trimtab bench learning --twin")
+    if arguments.what != "learning":
+        sweeping.refuse(arguments, "learning: trimtab bench learning")
     if arguments.what == "learning":
         from trimtab.cli import bench_learning
 

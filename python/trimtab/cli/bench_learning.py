@@ -15,9 +15,11 @@ from trimtab import terminal
 from trimtab.bench.runner import Plan, Results
 from trimtab.bench.scenario import find, names
 from trimtab.bench.statistics import ART_FLOOR, median, paired_ratio
+from trimtab.cli.sweeping import sweep_of
 from trimtab.config import Config
 from trimtab.demo.scenario import Scenario
 from trimtab.errors import ConfigError, DependencyError
+from trimtab.sweep.jobs import Sweep
 from trimtab.training import taught
 from trimtab.training.comparison import BASE, FAULTS, HALVES, LEARNERS, Comparison
 from trimtab.training.course import Training
@@ -59,13 +61,16 @@ def run(arguments: argparse.Namespace) -> int:
     who = _who(arguments.balancer)
     blocks = []
     for scenario in chosen:
-        with terminal.Progress(seconds * seeds * len(who), unit="simulated s") as bar:
+        total = seconds * seeds * len(who)
+        with terminal.Progress(total, unit="simulated s") as bar, sweep_of(arguments) as sweep:
             try:
                 config = configuration(scenario, hold=arguments.hold)
                 methods = ("table", "dqn") if "dqn" in who else ("table",)
-                files = _train(scenario, config, directory, methods, bar.say)
+                files = _train(scenario, config, directory, methods, bar.say, sweep)
                 compared = Comparison(scenario, config, files["table"], files.get("dqn"), seconds)
-                compared.run(who, range(1, seeds + 1), lambda at, what: bar.update(at, what))
+                compared.run(
+                    who, range(1, seeds + 1), lambda what, at, _note: bar.update(at, what), sweep
+                )
             except KeyboardInterrupt:
                 return 130
         blocks.append(
@@ -92,6 +97,7 @@ def _train(
     directory: Path,
     methods: Sequence[str],
     say: Callable[[str], None],
+    sweep: Sweep,
 ) -> dict[str, Path]:
     """The trained files by method, of an earlier run or made now. Raises DependencyError."""
     files = {}
@@ -111,7 +117,7 @@ def _train(
             if path.exists():
                 work.resume()
             say(f"{scenario.name}: trained file {path}")
-            work.run()
+            work.run(sweep=sweep)
             files[method] = path
         except DependencyError as error:
             say(f"{scenario.name}, {method}: {error}")
@@ -160,16 +166,18 @@ def live(arguments: argparse.Namespace, run_plan: Callable[[Plan, Results], int]
     when something failed or is not valid."""
     plan = live_plan(arguments)
     learners = [b for b in plan.balancers if isinstance(b, taught.Taught) and b.arm != taught.BASE]
-    for hold in dict.fromkeys(arm.hold for arm in learners):
-        for scenario in plan.scenarios:
-            given = find(scenario.name)
-            _train(
-                given,
-                configuration(given, hold=hold),
-                plan.directory.parent,
-                ("table",),
-                lambda text: print(text, file=sys.stderr, flush=True),
-            )
+    with sweep_of(arguments) as sweep:
+        for hold in dict.fromkeys(arm.hold for arm in learners):
+            for scenario in plan.scenarios:
+                given = find(scenario.name)
+                _train(
+                    given,
+                    configuration(given, hold=hold),
+                    plan.directory.parent,
+                    ("table",),
+                    lambda text: print(text, file=sys.stderr, flush=True),
+                    sweep,
+                )
     results = Results()
     status = run_plan(plan, results)
     blocks = [_live_table(plan, results, s, markdown=arguments.markdown) for s in plan.scenarios]

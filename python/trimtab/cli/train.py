@@ -7,6 +7,7 @@ from typing import Final
 
 from trimtab import config
 from trimtab.bench import scenario
+from trimtab.cli import sweeping
 from trimtab.cli.states import WINDOW_SECONDS, windows_of
 from trimtab.config import Config
 from trimtab.demo.scenario import Scenario
@@ -87,6 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume", action="store_true", help="go on with what --output holds, with more seeds too"
     )
+    sweeping.add_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -97,6 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
         value = getattr(arguments, name)
         if not least <= value <= most:
             raise ConfigError(f"--{name} is {value:g}; it must be from {least:g} to {most:g}")
+    sweep = sweeping.sweep_of(arguments)
     if arguments.agreement:
         print(_agreement())
         print()
@@ -119,14 +122,14 @@ def run(arguments: argparse.Namespace) -> int:
     )
     if arguments.resume:
         work.resume()
-    with Progress(work.total_seconds, unit="simulated s") as progress:
+    with Progress(work.total_seconds, unit="simulated s") as progress, sweep:
         if not AVAILABLE:
             progress.say(
                 "numba is not installed, so the twin is a hundred times slower: "
                 "pip install 'trimtab[sim]'"
             )
         try:
-            work.run(lambda s: progress.update(s.done_seconds, s.label, s.note))
+            work.run(lambda s: progress.update(s.done_seconds, s.label, s.note), sweep)
         except KeyboardInterrupt:
             progress.say(_kept(work, output, arguments.seeds))
             return 130

@@ -37,6 +37,23 @@ class Profile:
     factors: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
+# Functions of a module, as a profile goes to other processes by their names.
+def _neutral(_rate: float, _affinity: float) -> float:
+    return 1.0
+
+
+def _to_affinity(_rate: float, affinity: float) -> float:
+    return float(affinity**-0.5)
+
+
+def _to_fast(rate: float, _affinity: float) -> float:
+    return float(rate**0.5)
+
+
+def _from_fast(rate: float, _affinity: float) -> float:
+    return float(rate**-0.25)
+
+
 # The order is the order of the actions; the first is what everything else must beat.
 # Exponents of at most a half: the rule divides by r_i and multiplies by a_ij once already, half of
 # that again is a strong lean. Half as strong away from the fast ones is what balances risk: they
@@ -45,22 +62,22 @@ PROFILES: Final = (
     Profile(
         name="neutral",
         summary="W = 1: the balancing rule alone",
-        raw=lambda _rate, _affinity: 1.0,
+        raw=_neutral,
     ),
     Profile(
         name="affinity",
         summary="W ∝ a_ij^-1/2: classes lean to the servers that serve them best",
-        raw=lambda _rate, affinity: affinity**-0.5,
+        raw=_to_affinity,
     ),
     Profile(
         name="fast",
         summary="W ∝ r_i^1/2: all classes lean to fast servers, which queue more",
-        raw=lambda rate, _affinity: rate**0.5,
+        raw=_to_fast,
     ),
     Profile(
         name="spread",
         summary="W ∝ r_i^-1/4: slow servers take more, fast ones keep room for bursts",
-        raw=lambda rate, _affinity: rate**-0.25,
+        raw=_from_fast,
     ),
 )
 NEUTRAL: Final = 0
@@ -77,7 +94,7 @@ def searched(name: str, summary: str, factors: Mapping[str, Mapping[str, float]]
             # What was searched at the bound may be a rounding beyond it.
             if not 1 / WEIGHT_BOUND - 1e-9 <= weight <= WEIGHT_BOUND + 1e-9:
                 raise ValueError(f"a weight of {weight!r} for {address} in {upstream}")
-    return Profile(name=name, summary=summary, raw=lambda _rate, _affinity: 1.0, factors=factors)
+    return Profile(name=name, summary=summary, raw=_neutral, factors=factors)
 
 
 def profile_weights(

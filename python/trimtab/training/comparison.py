@@ -16,7 +16,7 @@ requests wait for a server with room is the configuration's `hold`.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
@@ -31,7 +31,9 @@ from trimtab.learn.actions import PROFILES, searched
 from trimtab.learn.trained import Trained
 from trimtab.model import Snapshot
 from trimtab.policy import Learned, Neutral
+from trimtab.sweep.jobs import Heard, Here, Job, Sweep, Told, quiet
 from trimtab.training.live import Fixed, live, world_of
+from trimtab.training.plays import compile_twin
 from trimtab.twin.bounds import summary
 from trimtab.twin.events import Rule, simulate
 from trimtab.twin.world import World
@@ -107,6 +109,75 @@ def poisoned(given: Trained) -> Trained:
     return Trained(profiles=tuple(profiles), clusters=given.clusters, table=table)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Run:
+    """One of a comparison; `given` is the trained file where one is used."""
+
+    who: str
+    scenario: Scenario
+    config: Config
+    seed: int
+    seconds: float
+    given: Trained | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Outcome:
+    """ART by half, and when the first profile was promoted."""
+
+    art: Mapping[str, float]
+    promoted_seconds: float | None = None
+
+
+def _outcome(run: _Run, told: Told) -> _Outcome:
+    if run.who == "least_conn":
+        return _Outcome(art=dict(_least_conn(run)))
+    learning = run.config.learning
+    off = replace(run.config, learning=replace(learning, enabled=False))
+    config = off if run.who in (BASE, "twin W") else run.config
+    world = world_of(
+        run.scenario,
+        config,
+        run.seed,
+        run.seconds,
+        delay_seconds=config.policy.interval_seconds / 2,
+    )
+    source = _Spoilt(world) if run.who == "nan" else None
+    lived = live(world, config, _policy(run, config), run.seconds, told, source)
+    middle = run.seconds / 2
+    return _Outcome(
+        art={
+            HALVES[0]: lived.art_between(0.0, middle),
+            HALVES[1]: lived.art_between(middle, run.seconds),
+        },
+        promoted_seconds=lived.promoted_seconds,
+    )
+
+
+def _policy(run: _Run, config: Config) -> Learned | Neutral:
+    if run.who == BASE:
+        return Neutral(config)
+    given = run.given
+    if given is None:  # "table, cold"
+        return Learned(config)
+    if run.who == "twin W":
+        return Fixed(config, "twin", (*PROFILES, *given.profiles))
+    if run.who == "garbage":
+        return _Garbage(config, given, run.seed)
+    return Learned(config, poisoned(given) if run.who == "poisoned" else given)
+
+
+def _least_conn(run: _Run) -> Iterator[tuple[str, float]]:
+    drawn = schedule(run.scenario, run.seed, run.seconds)
+    servers, requests, changes = simulator_input(run.scenario, drawn)
+    records = simulate(servers, requests, Rule(name="least_conn", per_class=True), changes)
+    whole = summary(requests, records)
+    later = summary(requests, records, after_seconds=run.seconds / 2)
+    sums = whole.art_per_1000 * whole.requests - later.art_per_1000 * later.requests
+    yield HALVES[0], sums / max(1, whole.requests - later.requests)
+    yield HALVES[1], later.art_per_1000
+
+
 @dataclass(slots=True)
 class Comparison:
     """The runs of one scenario; `art` is by who, half and seed, `promoted` seconds by who and seed
@@ -127,22 +198,48 @@ class Comparison:
     promoted: dict[str, dict[int, float]] = field(default_factory=dict)
 
     def run(
-        self, who: Sequence[str], seeds: Sequence[int], told: Callable[[float, str], None]
+        self,
+        who: Sequence[str],
+        seeds: Sequence[int],
+        heard: Heard = quiet,
+        sweep: Sweep | None = None,
     ) -> None:
-        """All of them on all seeds; `told` hears the simulated seconds done, and what runs."""
-        done = 0.0
-        for seed in seeds:
-            for name in who:
-                if name == "dqn" and self.network is None:
-                    continue
-                before = done
+        """All of them on all seeds; `heard` hears the simulated seconds done, and what runs. The
+        sweep does them (default: in this process); the results are the same with any."""
+        sweep = sweep or Here()
+        if sweep.parallel > 1:
+            compile_twin(self.scenario, self.config)
+        of_who = {name: self._given(name) for name in who if name != "dqn" or self.network}
+        jobs = [
+            Job(
+                label=f"{self.scenario.name}, {name}, seed {seed}",
+                seconds=self.seconds,
+                argument=_Run(
+                    who=name,
+                    scenario=self.scenario,
+                    config=self.config,
+                    seed=seed,
+                    seconds=self.seconds,
+                    given=given,
+                ),
+            )
+            for seed in seeds
+            for name, given in of_who.items()
+        ]
+        for job, outcome in zip(jobs, sweep.map(_outcome, jobs, heard), strict=True):
+            run = job.argument
+            for half, value in outcome.art.items():
+                self.art.setdefault(run.who, {}).setdefault(half, {})[run.seed] = value
+            if outcome.promoted_seconds is not None:
+                self.promoted.setdefault(run.who, {})[run.seed] = outcome.promoted_seconds
 
-                def progress(now: float, _note: str, at: float = before, of: str = name) -> None:
-                    told(at + now, f"{self.scenario.name}, {of}, seed {seed}")  # noqa: B023
-
-                for half, value in self._one(name, seed, progress):
-                    self.art.setdefault(name, {}).setdefault(half, {})[seed] = value
-                done += self.seconds
+    def _given(self, who: str) -> Trained | None:
+        """The trained file of one; read here, as other machines need not have it."""
+        if who in ("least_conn", BASE, "table, cold"):
+            return None
+        return trained.load(
+            self.network if who == "dqn" and self.network else self.tables, self.config
+        )
 
     def ratio(self, who: str, half: str) -> Ratio | None:
         """ART of the half to the heuristic's, paired by seed."""
@@ -153,55 +250,3 @@ class Comparison:
         """Median minutes from the start until a profile was promoted; None where none was."""
         found = self.promoted.get(who)
         return median(found) / 60 if found else None
-
-    def _one(
-        self, who: str, seed: int, told: Callable[[float, str], None]
-    ) -> Iterator[tuple[str, float]]:
-        if who == "least_conn":
-            yield from self._least_conn(seed)
-            return
-        learning = self.config.learning
-        off = replace(self.config, learning=replace(learning, enabled=False))
-        config = off if who in (BASE, "twin W") else self.config
-        world = world_of(
-            self.scenario,
-            config,
-            seed,
-            self.seconds,
-            delay_seconds=config.policy.interval_seconds / 2,
-        )
-        lived = live(
-            world,
-            config,
-            self._policy(who, config, seed),
-            self.seconds,
-            told,
-            _Spoilt(world) if who == "nan" else None,
-        )
-        if lived.promoted_seconds is not None:
-            self.promoted.setdefault(who, {})[seed] = lived.promoted_seconds
-        middle = self.seconds / 2
-        yield HALVES[0], lived.art_between(0.0, middle)
-        yield HALVES[1], lived.art_between(middle, self.seconds)
-
-    def _policy(self, who: str, config: Config, seed: int) -> Learned | Neutral:
-        if who == BASE:
-            return Neutral(config)
-        if who == "table, cold":
-            return Learned(config)
-        given = trained.load(self.network if who == "dqn" and self.network else self.tables, config)
-        if who == "twin W":
-            return Fixed(config, "twin", (*PROFILES, *given.profiles))
-        if who == "garbage":
-            return _Garbage(config, given, seed)
-        return Learned(config, poisoned(given) if who == "poisoned" else given)
-
-    def _least_conn(self, seed: int) -> Iterator[tuple[str, float]]:
-        drawn = schedule(self.scenario, seed, self.seconds)
-        servers, requests, changes = simulator_input(self.scenario, drawn)
-        records = simulate(servers, requests, Rule(name="least_conn", per_class=True), changes)
-        whole = summary(requests, records)
-        later = summary(requests, records, after_seconds=self.seconds / 2)
-        sums = whole.art_per_1000 * whole.requests - later.art_per_1000 * later.requests
-        yield HALVES[0], sums / max(1, whole.requests - later.requests)
-        yield HALVES[1], later.art_per_1000

@@ -15,7 +15,7 @@ written, so that an interrupted training keeps what is done and `resume` goes on
 
 import importlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
@@ -29,8 +29,9 @@ from trimtab.errors import ConfigError, DependencyError, StateError
 from trimtab.learn import network, trained
 from trimtab.learn.actions import NEUTRAL, PROFILES, Profile, searched
 from trimtab.learn.network import Network, NetworkTable
-from trimtab.policy import Learned, Neutral
-from trimtab.training.live import Fixed, Lived, live, world_of
+from trimtab.policy import Learned
+from trimtab.sweep.jobs import Here, Job, Sweep
+from trimtab.training.live import Lived, live, world_of
 from trimtab.training.observing import (
     LOAD_FACTORS,
     check_seconds,
@@ -38,8 +39,16 @@ from trimtab.training.observing import (
     observed,
     outside_ratios,
 )
+from trimtab.training.plays import (
+    SEARCH_RUNS,
+    SEARCH_SECONDS,
+    Play,
+    candidates,
+    compile_twin,
+    play,
+)
 from trimtab.training.setting import addresses_of, upstreams_in_order, upstreams_of
-from trimtab.twin.search import by_name, ideal_weights, search
+from trimtab.twin.search import by_name, search
 
 __all__ = ["NEUTRAL_NAME", "Stage", "Training"]
 
@@ -51,19 +60,13 @@ EXPLORATION_RATIO: Final = 0.75
 # No episode fits the states again: they are those of all loads, and values are of states.
 NEVER: Final = 1_000_000_000
 
-# Requests of the search: enough that a run's ART says more of the weights than of its luck, few
-# enough for a hundred candidates in a minute.
-SEARCH_SECONDS: Final = 60.0
-SEARCH_RUNS: Final = 3
-
 # Long enough for some decisions after the server's usual observation.
 COMPARE_SECONDS: Final = 900.0
 
 # The row of the comparison for what the server starts from: states, values and all profiles.
 LEARNED: Final = "as learned"
 
-# Runs of the search and of the comparison draw from numbers that no episode has.
-SEARCH_SEED: Final = 1_000_000
+# Runs of the comparison draw from numbers that no episode has.
 MEASURE_SEED: Final = 1_500_000
 COMPARE_SEED: Final = 2_000_000
 
@@ -134,6 +137,7 @@ class Training:
         self._network = with_network
         self._learned: Network | None = None
         self._told: Callable[[Stage], None] = lambda _stage: None
+        self._sweep: Sweep = Here()
         self._done_seconds = 0.0
         self._progress = _Progress()
         self._policy_state: dict[str, Any] | None = None
@@ -250,10 +254,19 @@ class Training:
             if entry is None or old.name != entry["file"]:
                 old.unlink(missing_ok=True)
 
-    def run(self, told: Callable[[Stage], None] = lambda _stage: None) -> None:
+    def run(
+        self,
+        told: Callable[[Stage], None] = lambda _stage: None,
+        sweep: Sweep | None = None,
+    ) -> None:
         """All that is left to do; what is done is in the file, also when this is interrupted.
-        `told` is called now and then with where it is."""
+        `told` is called now and then with where it is. The sweep does what can be done at once
+        (default: in this process); the file is the same with any."""
         self._told = told
+        if sweep is not None:
+            self._sweep = sweep
+            if sweep.parallel > 1:
+                compile_twin(self._scenario, self._config)
         if self._progress.weights is None and self._evaluations:
             self._search()
             self._save()
@@ -284,10 +297,6 @@ class Training:
     # The stages
 
     def _search(self) -> None:
-        scenario = self._scenario
-        runs = [SEARCH_SEED + n for n in range(SEARCH_RUNS)]
-        deadlines = {u.name: u.deadline_seconds or 1.0 for u in self._config.upstreams}
-
         def told(count: int, art: float) -> None:
             done = count * SEARCH_RUNS * SEARCH_SECONDS
             self._told(Stage("search", done, f"ART per 1000 {art:.1f}"))
@@ -295,19 +304,8 @@ class Training:
         told(0, math.nan)
         try:
             found = search(
-                lambda run: world_of(scenario, self._config, run, SEARCH_SECONDS),
-                lambda w: ideal_weights(
-                    self._upstreams,
-                    self._addresses,
-                    [c.service_seconds for c in scenario.classes],
-                    [deadlines[n] for n in self._upstreams],
-                    [s.speed for s in scenario.servers],
-                    scenario.affinity,
-                    [s.slots for s in scenario.servers],
-                    w,
-                ),
+                lambda tables: candidates(self._scenario, self._config, tables, self._sweep),
                 (len(self._upstreams), len(self._addresses)),
-                runs,
                 evaluations=self._evaluations,
                 told=told,
             )
@@ -327,7 +325,9 @@ class Training:
     def _observe(self) -> None:
         profiles = (*PROFILES, *self.profiles)
         policy, _ = self._policy()
-        for each in observed(self._scenario, self._config, profiles, self._seconds, self._heard):
+        for each in observed(
+            self._scenario, self._config, profiles, self._seconds, self._heard, self._sweep
+        ):
             policy.observe(each, self._config.policy.interval_seconds)
         policy.fit()
         self._policy_state = policy.to_state()
@@ -342,6 +342,7 @@ class Training:
                 self._policy_state["clusters"],
                 self._seconds,
                 self._heard,
+                self._sweep,
             )
 
     def _policy(self) -> tuple[Learned, NetworkTable | None]:
@@ -355,7 +356,19 @@ class Training:
             policy.restore(self._policy_state)
         # The first at the scenario's own load, the others around it.
         factor = 1.0 if seed == 1 else Random(seed).uniform(*LOAD_FACTORS)  # noqa: S311
-        self._live(seed, factor, policy, self._seconds, f"episode {seed}", self._config)
+        # A report and a fetch an interval each: half of one in the mean.
+        delay = self._config.policy.interval_seconds / 2
+        world = world_of(
+            self._scenario, self._config, seed, self._seconds, factor=factor, delay_seconds=delay
+        )
+        lived = live(
+            world,
+            self._config,
+            policy,
+            self._seconds,
+            lambda now, note: self._heard(f"episode {seed}", now, note),
+        )
+        self._progress.requests += lived.requests
         self._policy_state = policy.to_state()
         self._learned = table.network if table else None
         self._progress.seeds.append(seed)
@@ -375,20 +388,34 @@ class Training:
         )
         return table
 
-    def _fixed(self, seed: int, doing: str) -> Iterator[tuple[str, Lived]]:
-        """Each profile's name, and its run through the same requests."""
+    def _fixed(self, seed: int, doing: str) -> list[Job[Play]]:
+        """A run of each profile through the same requests."""
         fixed = replace(self._config, learning=replace(self._config.learning, enabled=False))
         profiles = (*PROFILES, *self.profiles)
-        before = self._done_seconds
-        for n, profile in enumerate(profiles):
-            self._done_seconds = before + n * self._compare_seconds
-            policy = Fixed(fixed, profile.name, profiles)
-            label = f"{doing} {profile.name}"
-            yield profile.name, self._live(seed, 1.0, policy, self._compare_seconds, label, fixed)
-        self._done_seconds = before
+        return [
+            self._job(f"{doing} {p.name}", fixed, seed, profile=p.name, profiles=profiles)
+            for p in profiles
+        ]
+
+    def _job(self, label: str, config: Config, seed: int, **policy: Any) -> Job[Play]:
+        seconds = self._compare_seconds
+        return Job(
+            label=label,
+            seconds=seconds,
+            argument=Play(
+                scenario=self._scenario, config=config, seed=seed, seconds=seconds, **policy
+            ),
+        )
+
+    def _played(self, jobs: Sequence[Job[Play]]) -> Iterator[Lived]:
+        for lived in self._sweep.map(play, jobs, self._heard):
+            self._progress.requests += lived.requests
+            yield lived
 
     def _measure(self) -> None:
-        found = {n: np.array(lived.rewards) for n, lived in self._fixed(MEASURE_SEED, "try")}
+        names = [p.name for p in (*PROFILES, *self.profiles)]
+        runs = self._played(self._fixed(MEASURE_SEED, "try"))
+        found = {n: np.array(lived.rewards) for n, lived in zip(names, runs, strict=True)}
         for name, rewards in found.items():
             gains = rewards - found[NEUTRAL_NAME]
             if name != NEUTRAL_NAME and gains.size:
@@ -407,35 +434,12 @@ class Training:
         return {**state, "table": {**state["table"], "overall": overall}}
 
     def _compare(self) -> None:
-        for name, lived in self._fixed(COMPARE_SEED, "compare"):
-            self._progress.art_per_1000[name] = lived.art_per_1000
-        self._done_seconds = self.total_seconds - self._compare_seconds
+        names = [*(p.name for p in (*PROFILES, *self.profiles)), LEARNED]
         body = trained.body_of(self._given, self.profiles, self._known(), {})
         given = replace(trained.parse(body), network=self._learned)
-        started = Learned(self._live_config, given)
-        lived = self._live(
-            COMPARE_SEED, 1.0, started, self._compare_seconds, LEARNED, self._live_config
-        )
-        self._progress.art_per_1000[LEARNED] = lived.art_per_1000
-
-    def _live(
-        self,
-        seed: int,
-        factor: float,
-        policy: Learned | Neutral,
-        seconds: float,
-        label: str,
-        config: Config,
-    ) -> Lived:
-        """One run of the production controller with that policy."""
-        # A report and a fetch an interval each: half of one in the mean.
-        delay = config.policy.interval_seconds / 2
-        world = world_of(self._scenario, config, seed, seconds, factor=factor, delay_seconds=delay)
-        done = self._done_seconds
-
-        def told(now: float, note: str) -> None:
-            self._told(Stage(label, done + now, note))
-
-        lived = live(world, config, policy, seconds, told)
-        self._progress.requests += lived.requests
-        return lived
+        jobs = [
+            *self._fixed(COMPARE_SEED, "compare"),
+            self._job(LEARNED, self._live_config, COMPARE_SEED, given=given),
+        ]
+        arts = [lived.art_per_1000 for lived in self._played(jobs)]
+        self._progress.art_per_1000.update(zip(names, arts, strict=True))

@@ -7,8 +7,8 @@ episode fits them again. How well they fit is measured at loads between these, o
 nothing has seen: the share of observations outside of every state.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from trimtab.config import Config
@@ -19,6 +19,7 @@ from trimtab.learn.clusters import MOST_SAMPLES, Clusters
 from trimtab.learn.features import Features
 from trimtab.model import Weights
 from trimtab.policy import Neutral, proposal
+from trimtab.sweep.jobs import Heard, Here, Job, Sweep, Told
 from trimtab.training.live import live, world_of
 
 __all__ = [
@@ -50,7 +51,19 @@ PROFILE_OBSERVATIONS: Final = 30
 OBSERVE_SEED: Final = 2_500_000
 CHECK_SEED: Final = 3_000_000
 
-Told = Callable[[str, float, str], None]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Run:
+    """One run of the scenario at a load, all profiles in turn; `clusters` are states as of
+    `Clusters.to_state`, where it is looked how well they fit."""
+
+    scenario: Scenario
+    config: Config
+    profiles: tuple[Profile, ...]
+    load: float
+    seed: int
+    seconds: float
+    clusters: Mapping[str, Any] | None = None
 
 
 class _Observer(Neutral):
@@ -86,21 +99,51 @@ def check_seconds(most: float) -> float:
     return min(CHECK_SECONDS, most) * len(OTHER_LOADS)
 
 
-def _run(
+def _observe(run: _Run, told: Told) -> list[Features]:
+    learning = replace(run.config.learning, enabled=False)
+    fixed = replace(run.config, learning=learning)
+    observer = _Observer(fixed, run.profiles)
+    delay = fixed.policy.interval_seconds / 2
+    world = world_of(
+        run.scenario, fixed, run.seed, run.seconds, factor=run.load, delay_seconds=delay
+    )
+    live(world, fixed, observer, run.seconds, told)
+    return observer.seen
+
+
+def _outside(run: _Run, told: Told) -> float:
+    """Which part of what is observed is outside of every state."""
+    states = Clusters.from_state(run.clusters or {})
+    seen = _observe(run, told)
+    return sum(states.classify(each).outside for each in seen) / max(len(seen), 1)
+
+
+def _jobs(
     scenario: Scenario,
     config: Config,
     profiles: Sequence[Profile],
-    load: float,
+    loads: Sequence[float],
     seed: int,
     seconds: float,
-    told: Callable[[float, str], None],
-) -> list[Features]:
-    fixed = replace(config, learning=replace(config.learning, enabled=False))
-    observer = _Observer(fixed, profiles)
-    delay = config.policy.interval_seconds / 2
-    world = world_of(scenario, fixed, seed, seconds, factor=load, delay_seconds=delay)
-    live(world, fixed, observer, seconds, told)
-    return observer.seen
+    clusters: Mapping[str, Any] | None = None,
+) -> list[Job[_Run]]:
+    """A run at each load, of seeds that count up."""
+    return [
+        Job(
+            label=f"load {load:g}",
+            seconds=seconds,
+            argument=_Run(
+                scenario=scenario,
+                config=config,
+                profiles=tuple(profiles),
+                load=load,
+                seed=seed + n,
+                seconds=seconds,
+                clusters=clusters,
+            ),
+        )
+        for n, load in enumerate(loads)
+    ]
 
 
 def observed(
@@ -108,19 +151,14 @@ def observed(
     config: Config,
     profiles: Sequence[Profile],
     most_seconds: float,
-    told: Told,
+    heard: Heard,
+    sweep: Sweep | None = None,
 ) -> list[Features]:
-    """What is observed at all loads, in `most_seconds` each at most; `told` hears of each load,
+    """What is observed at all loads, in `most_seconds` each at most; `heard` hears of each load,
     the seconds done and how it goes."""
     seconds = min(OBSERVE_SECONDS, most_seconds)
-    seen: list[Features] = []
-    for n, load in enumerate(LOADS):
-
-        def heard(now: float, note: str, before: float = n * seconds, of: float = load) -> None:
-            told(f"load {of:g}", before + now, note)
-
-        seen += _run(scenario, config, profiles, load, OBSERVE_SEED + n, seconds, heard)
-    return seen
+    jobs = _jobs(scenario, config, profiles, LOADS, OBSERVE_SEED, seconds)
+    return [each for seen in (sweep or Here()).map(_observe, jobs, heard) for each in seen]
 
 
 def outside_ratios(
@@ -129,19 +167,12 @@ def outside_ratios(
     profiles: Sequence[Profile],
     clusters: Mapping[str, Any],
     most_seconds: float,
-    told: Told,
+    heard: Heard,
+    sweep: Sweep | None = None,
 ) -> dict[str, float]:
     """By load, as a share of the scenario's: which part of the observations is outside of every
     state (`clusters` as of `Clusters.to_state`)."""
-    states = Clusters.from_state(clusters)
     seconds = min(CHECK_SECONDS, most_seconds)
-    found = {}
-    for n, load in enumerate(OTHER_LOADS):
-
-        def heard(now: float, note: str, before: float = n * seconds, of: float = load) -> None:
-            told(f"load {of:g}", before + now, note)
-
-        seen = _run(scenario, config, profiles, load, CHECK_SEED + n, seconds, heard)
-        strange = sum(states.classify(each).outside for each in seen)
-        found[f"{load:g}"] = strange / max(len(seen), 1)
-    return found
+    jobs = _jobs(scenario, config, profiles, OTHER_LOADS, CHECK_SEED, seconds, clusters)
+    found = (sweep or Here()).map(_outside, jobs, heard)
+    return dict(zip((f"{load:g}" for load in OTHER_LOADS), found, strict=True))

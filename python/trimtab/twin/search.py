@@ -10,7 +10,7 @@ Source: N. Hansen, "The CMA evolution strategy: a tutorial", 2016; the package `
 
 import importlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -21,7 +21,6 @@ from trimtab.errors import DependencyError
 from trimtab.learn.actions import WEIGHT_BOUND
 from trimtab.learn.reward import FLOOR
 from trimtab.model import PeerWeight, UpstreamWeights, Weights
-from trimtab.twin.world import World
 
 __all__ = ["Found", "by_name", "ideal_weights", "search"]
 
@@ -30,8 +29,8 @@ Floats = NDArray[np.float64]
 # Of log W at the start: most candidates lie within a factor of two of neutral.
 FIRST_STEP: Final = 0.3
 
-# Makes the world of a run, with nothing applied, its requests being drawn from the run's number.
-MakeWorld = Callable[[int], World]
+# Plays candidates W (C, M): of each, in their order, the requests and the tardiness of every run.
+Play = Callable[[Sequence[Floats]], Iterator[Sequence[tuple[int, float]]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,11 +84,16 @@ def _bounded(log_w: Floats, shape: tuple[int, int]) -> Floats:
     return np.asarray(np.exp(np.clip(table, -bound, bound)))
 
 
+def _cost(played: Sequence[tuple[int, float]]) -> tuple[float, float]:
+    """What is minimised, and ART per 1000 requests."""
+    logs = [math.log(FLOOR + tardiness / max(n, 1)) for n, tardiness in played]
+    requests, tardiness = sum(n for n, _ in played), sum(t for _, t in played)
+    return sum(logs) / len(logs), 1000 * tardiness / max(requests, 1)
+
+
 def search(
-    make_world: MakeWorld,
-    with_weights: Callable[[Floats], Weights],
+    play: Play,
     shape: tuple[int, int],
-    runs: Sequence[int],
     *,
     evaluations: int = 120,
     seed: int = 0,
@@ -98,10 +102,9 @@ def search(
     """The best W found; neutral when nothing beats it.
 
     Args:
-        make_world: the world of a run.
-        with_weights: the weights for W (C, M).
+        play: plays a generation of candidates, each on the same runs; it may do so at once, as no
+            candidate of a generation depends on another.
         shape: (C, M).
-        runs: numbers of the runs on which each candidate is played.
         evaluations: candidates, about; whole generations are played.
         seed: of the search.
         told: called with the candidates so far and the best ART per 1000.
@@ -114,20 +117,9 @@ def search(
         raise DependencyError(
             "the search needs the package cmaes: pip install 'trimtab[sim]'"
         ) from None
-
-    def cost(w: Floats) -> tuple[float, float]:
-        logs, requests, tardiness = [], 0, 0.0
-        for run in runs:
-            world = make_world(run)
-            world.apply(with_weights(w))
-            world.finish()
-            n, art = world.totals()
-            logs.append(math.log(FLOOR + art / max(n, 1)))
-            requests, tardiness = requests + n, tardiness + art
-        return sum(logs) / len(logs), 1000 * tardiness / max(requests, 1)
-
     neutral = np.ones(shape)
-    least, art = cost(neutral)
+    (played,) = play([neutral])
+    least, art = _cost(played)
     neutral_art, best = art, neutral
     size = shape[0] * shape[1]
     if size < 2 or shape[1] < 2:
@@ -141,11 +133,11 @@ def search(
     )
     done = 1
     while done < evaluations and not optimiser.should_stop():
+        candidates = [optimiser.ask() for _ in range(optimiser.population_size)]
+        tables = [_bounded(candidate, shape) for candidate in candidates]
         generation = []
-        for _ in range(optimiser.population_size):
-            candidate = optimiser.ask()
-            w = _bounded(candidate, shape)
-            value, its_art = cost(w)
+        for candidate, w, played in zip(candidates, tables, play(tables), strict=True):
+            value, its_art = _cost(played)
             generation.append((candidate, value))
             if value < least:
                 least, best, art = value, w, its_art
