@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from trimtab.cli import main
+from trimtab.cli.learning_tables import every_scenario
 from trimtab.demo.scenario import parse
 from trimtab.learn import trained
 from trimtab.learn.actions import searched
@@ -61,6 +62,26 @@ def test_least_conn_is_worse_and_a_missing_network_is_left_out(compared: Compari
         assert ratio is not None
         assert ratio.mean > 1.0
     assert "dqn" not in compared.art
+
+
+def test_every_scenario_is_in_one_table(compared: Comparison) -> None:
+    """A row for each scenario and learner, with the ratio of the worst seed, and below the table
+    what may be above the aim, of those that the guard watches."""
+    one = replace(compared, art={n: dict(a) for n, a in compared.art.items()})
+    one.art["garbage"] = {h: {1: 2.0, 2: 1.0} for h in ("during", "after")}
+    one.art["table"] = one.art["twin W"] = one.art["garbage"]
+    one.art[BASE] = {h: {1: 1.0, 2: 1.0} for h in ("during", "after")}
+    assert one.worst("garbage", "during") == pytest.approx(2.1 / 1.1)
+    assert one.worst("dqn", "during") is None
+    who = ("least_conn", BASE, "table", "dqn", "twin W")
+    text = every_scenario([one, one], who, 2, hold="off", markdown=True)
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| small")]
+    assert [row[1] for row in rows] == ["least_conn", "table", "twin W"] * 2
+    assert rows[1][4] == "1.91"
+    verdict = text.splitlines()[-1]
+    assert "small, table, during" in verdict
+    assert "least_conn" not in verdict
+    assert "twin W" not in verdict
 
 
 def test_a_poisoned_file_praises_the_inverse(compared: Comparison) -> None:

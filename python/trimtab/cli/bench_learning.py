@@ -15,13 +15,14 @@ from trimtab import terminal
 from trimtab.bench.runner import Plan, Results
 from trimtab.bench.scenario import find, names
 from trimtab.bench.statistics import ART_FLOOR, median, paired_ratio
+from trimtab.cli import learning_tables
 from trimtab.cli.sweeping import sweep_of
 from trimtab.config import Config
 from trimtab.demo.scenario import Scenario
 from trimtab.errors import ConfigError, DependencyError
 from trimtab.sweep.jobs import Sweep
 from trimtab.training import taught
-from trimtab.training.comparison import BASE, FAULTS, HALVES, LEARNERS, Comparison
+from trimtab.training.comparison import BASE, FAULTS, LEARNERS, Comparison
 from trimtab.training.course import Training
 from trimtab.training.setting import configuration
 
@@ -47,7 +48,7 @@ EVALUATIONS: Final = 120
 
 def run(arguments: argparse.Namespace) -> int:
     """Train where the output directory has no trained files, compare, print; 0. Ctrl-C ends with
-    130 and keeps the trained files."""
+    130 and keeps the trained files and the tables of the scenarios that are done."""
     seconds = SECONDS if arguments.duration is None else arguments.duration
     seeds = SEEDS if arguments.seeds is None else arguments.seeds
     if not 60 <= seconds <= 86400 or not 1 <= seeds <= 1000:
@@ -59,7 +60,10 @@ def run(arguments: argparse.Namespace) -> int:
     chosen = [find(name) for name in (names() if "all" in wanted else dict.fromkeys(wanted))]
     directory = arguments.output / "learning"
     who = _who(arguments.balancer)
-    blocks = []
+    style = {"hold": arguments.hold, "markdown": arguments.markdown}
+    blocks: list[str] = []
+    status = 0
+    done: list[Comparison] = []
     for scenario in chosen:
         total = seconds * seeds * len(who)
         with terminal.Progress(total, unit="simulated s") as bar, sweep_of(arguments) as sweep:
@@ -72,13 +76,17 @@ def run(arguments: argparse.Namespace) -> int:
                     who, range(1, seeds + 1), lambda what, at, _note: bar.update(at, what), sweep
                 )
             except KeyboardInterrupt:
-                return 130
-        blocks.append(
-            _table(compared, who, seeds, hold=arguments.hold, markdown=arguments.markdown)
-        )
+                status = 130
+                break
+        done.append(compared)
+        blocks.append(learning_tables.comparison(compared, who, seeds, **style))
         print(blocks[-1] + "\n", flush=True)
-    (directory / "learning.md").write_text("\n\n".join(blocks) + "\n", encoding="utf-8")
-    return 0
+    if len(done) > 1:
+        blocks.append(learning_tables.every_scenario(done, who, seeds, **style))
+        print(blocks[-1] + "\n", flush=True)
+    if blocks:
+        (directory / "learning.md").write_text("\n\n".join(blocks) + "\n", encoding="utf-8")
+    return status
 
 
 def _who(wanted: Sequence[str] | None) -> list[str]:
@@ -221,38 +229,9 @@ def _live_table(plan: Plan, results: Results, scenario: Scenario, *, markdown: b
         f"seeds of {plan.seconds_of(scenario):g} s, the first quarter left out; medians, paired "
         "ratios [95%]"
     )
-    return _titled(title, header, rows, markdown=markdown)
+    return learning_tables.titled(title, header, rows, markdown=markdown)
 
 
 def _promotions(minutes: Sequence[float], runs: int) -> str:
     """The median of the minutes until a profile was promoted, and in how many of the runs."""
     return f"{statistics.median(minutes):.1f} ({len(minutes)} of {runs})" if minutes else "-"
-
-
-def _titled(title: str, header: list[str], rows: list[list[str]], *, markdown: bool) -> str:
-    if not markdown:
-        return f"{title}\n{terminal.table(header, rows)}"
-    lines = [f"| {' | '.join(row)} |" for row in ([header, ["---"] * len(header), *rows])]
-    return "\n".join([f"{title}:", "", *lines])
-
-
-def _table(of: Comparison, who_: Sequence[str], seeds: int, *, hold: str, markdown: bool) -> str:
-    header = ["in force", *(f"ART/1000 {h}" for h in HALVES), *(f"to {BASE} {h}" for h in HALVES)]
-    header.append("promoted, minutes")
-    rows = []
-    for who in who_:
-        if who not in of.art:
-            rows.append([who, *["-"] * 5])
-            continue
-        arts = [f"{median(of.art[who][h]):.2f}" for h in HALVES]
-        ratios = [str(of.ratio(who, h)) for h in HALVES]
-        minutes = of.promotion_minutes(who)
-        count = len(of.promoted.get(who, {}))
-        told = "-" if minutes is None else f"{minutes:.1f} ({count} of {seeds})"
-        rows.append([who, *arts, *ratios, told])
-    title = (
-        f"{of.scenario.name}, in the twin, hold = {hold}: "
-        f"{of.scenario.requests_per_second:.0f} requests/s, "
-        f"{seeds} seeds of {of.seconds:g} s; medians, paired ratios [95%]"
-    )
-    return _titled(title, header, rows, markdown=markdown)

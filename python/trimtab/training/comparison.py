@@ -38,10 +38,21 @@ from trimtab.twin.bounds import summary
 from trimtab.twin.events import Rule, simulate
 from trimtab.twin.world import World
 
-__all__ = ["BASE", "FAULTS", "HALVES", "LEARNERS", "Comparison", "poisoned"]
+__all__ = [
+    "BASE",
+    "FAULTS",
+    "HALVES",
+    "LEARNERS",
+    "LEAST_CONN",
+    "UNGUARDED",
+    "Comparison",
+    "poisoned",
+]
 
 BASE: Final = "heuristic"
-LEARNERS: Final = ("least_conn", BASE, "table, cold", "table", "dqn", "twin W")
+LEAST_CONN: Final = "least_conn"
+UNGUARDED: Final = "twin W"
+LEARNERS: Final = (LEAST_CONN, BASE, "table, cold", "table", "dqn", UNGUARDED)
 FAULTS: Final = ("garbage", "poisoned", "nan")
 HALVES: Final = ("during", "after")
 
@@ -245,6 +256,12 @@ class Comparison:
         """ART of the half to the heuristic's, paired by seed."""
         base = self.art.get(BASE, {}).get(half, {})
         return paired_ratio(self.art.get(who, {}).get(half, {}), base, floor=ART_FLOOR)
+
+    def worst(self, who: str, half: str) -> float | None:
+        """The largest ratio of a seed; None without any."""
+        mine, base = (self.art.get(name, {}).get(half, {}) for name in (who, BASE))
+        each = [paired_ratio({s: mine[s]}, base, floor=ART_FLOOR) for s in mine]
+        return max((ratio.mean for ratio in each if ratio is not None), default=None)
 
     def promotion_minutes(self, who: str) -> float | None:
         """Median minutes from the start until a profile was promoted; None where none was."""
