@@ -5,10 +5,12 @@ in force gets its reward, and the next one is chosen.
 
 The policy says what it thinks best, the trials what may be in force. A decision window ends early
 when it is hopeless already, when an unproven profile has cost what it may, or when the present
-state is none of those that were learned in: then neutral follows at once. No I/O, no clock: time is
-what the windows say.
+state is none of those that were learned in: then neutral follows at once. Windows whose tardiness
+is no number are left out; after as many in a row as make a decision window neutral follows, as what
+cannot be measured is not to be in force. No I/O, no clock: time is what the windows say.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
@@ -91,6 +93,7 @@ class Deciding:
         self._length = length_seconds
         self._window: Window | None = None  # the decision window so far
         self._shadow: bool | None = None  # as it began
+        self._blind = 0.0  # seconds since a window could be measured
         self.decision = Decision(profile=NEUTRAL_NAME, state=None, exploring=False, reason="start")
         self.profile = NEUTRAL_NAME
         self.reward: float | None = None
@@ -112,6 +115,10 @@ class Deciding:
             self._break_off()
             self.profile = NEUTRAL_NAME
             return f"{NEUTRAL_NAME} at once: {outside}"
+        art = art_per_request(window, deadlines)
+        if art is not None and not math.isfinite(art):
+            return self._unmeasured(window, used)
+        self._blind = 0.0
         done = accumulate([self._window, window] if self._window else [window])
         most = reward_at_most(done, deadlines, self._length)
         hopeless = most is not None and self._trials.hopeless(used, most)
@@ -128,6 +135,14 @@ class Deciding:
         self._trials.count(used, art * done.requests, done.requests)
         reason = self._next(used, gained, outside, hopeless=hopeless, costly=costly)
         return f"shadow, W stays 1; would be {reason}" if shadow else reason
+
+    def _unmeasured(self, window: Window, used: str) -> str:
+        self._blind += window.seconds
+        if self._blind < self._length or used == NEUTRAL_NAME:
+            return ""
+        self._break_off()
+        self.profile = NEUTRAL_NAME
+        return f"{NEUTRAL_NAME} at once: nothing could be measured for {self._blind:.0f} s"
 
     def _costly(self, used: str, done: Window, deadlines: Mapping[str, float]) -> bool:
         art = art_per_request(done, deadlines)

@@ -1,5 +1,6 @@
 """Decision windows: when they end, who is credited, and what follows."""
 
+import math
 from typing import Any
 
 import pytest
@@ -163,3 +164,32 @@ def test_shadow_begins_a_new_window() -> None:
     assert told[:9] == [""] * 9
     assert told[9].startswith("shadow, W stays 1; would be twin")
     assert policy.credited[-1][0] == "neutral"
+
+
+def spoilt(tardy: int = 0) -> Window:
+    """A second whose tardiness is no number."""
+    pair = PairCounters(requests=100, tardiness=math.nan, tardy=tardy)
+    return Window(seconds=1.0, pairs={"a": {"s1:1": pair}})
+
+
+def test_spoilt_windows_are_left_out() -> None:
+    """Decisions go on with every second window that is a number, and are the same."""
+    one, policy, _ = deciding()
+    told = []
+    for _ in range(20):
+        for window in (second(0.1), spoilt(), spoilt(1)):
+            told.append(one.take(window, DEADLINES, shadow=False))
+    assert len([reason for reason in told if reason]) == 2
+    assert all(math.isfinite(gained) for _, gained in policy.credited)
+
+
+def test_what_cannot_be_measured_is_not_in_force() -> None:
+    """A profile is back to neutral after a decision window of nothing but spoilt ones, one that was
+    promoted too; neutral just goes on."""
+    one, _, _ = deciding()
+    run(one, 0.1, 10)
+    assert one.profile == "twin"
+    told = [one.take(spoilt(), DEADLINES, shadow=False) for _ in range(30)]
+    assert [n for n, reason in enumerate(told) if reason] == [9]
+    assert "nothing could be measured" in told[9]
+    assert one.profile == "neutral"

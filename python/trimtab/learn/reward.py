@@ -29,7 +29,8 @@ def tardiness(of: PairCounters, deadline_seconds: float | None) -> float:
     What the balancer summed, where it did. A source that cannot know it leaves zero there: then
     from the buckets, each late one at its middle, and failures at 9.
     """
-    if of.tardy or of.tardiness > 0 or deadline_seconds is None:
+    # What is no number is not 0: it stays to be seen.
+    if of.tardy or of.tardiness != 0 or deadline_seconds is None:
         return of.tardiness
     total = FAILED_TARDINESS * min(of.failures, of.requests)
     if len(of.buckets) == len(BUCKET_BOUNDS_SECONDS) + 1:
