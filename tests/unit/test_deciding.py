@@ -175,10 +175,8 @@ def spoilt(tardy: int = 0) -> Window:
 def test_spoilt_windows_are_left_out() -> None:
     """Decisions go on with every second window that is a number, and are the same."""
     one, policy, _ = deciding()
-    told = []
-    for _ in range(20):
-        for window in (second(0.1), spoilt(), spoilt(1)):
-            told.append(one.take(window, DEADLINES, shadow=False))
+    windows = [second(0.1), spoilt(), spoilt(1)] * 20
+    told = [one.take(window, DEADLINES, shadow=False) for window in windows]
     assert len([reason for reason in told if reason]) == 2
     assert all(math.isfinite(gained) for _, gained in policy.credited)
 
