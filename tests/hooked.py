@@ -203,7 +203,8 @@ def hooked(
 
     Options: workers=1, balance=True, policy="host:port" of a policy server, interval=0.1,
     extra="" for each location, server="" and http="" for those blocks, deadline=None,
-    lua=True (False: the upstreams have no balancer block), hold={...} for the keys of trimtab.json
+    lua=True (False: the upstreams have no balancer block), parameters="max_fails=0" for each server
+    line, hold={...} for the keys of trimtab.json
     about waiting (without it nobody waits), health={...} for those about ejections and retries
     (without it nobody is ejected, and nothing bounds retries).
     """
@@ -221,6 +222,7 @@ def hooked(
         http: str = "",
         deadline: float | dict[str, float] | None = None,
         lua: bool = True,
+        parameters: str = "max_fails=0",
         hold: dict[str, Any] | None = None,
         health: dict[str, Any] | None = None,
     ) -> None:
@@ -248,7 +250,7 @@ def hooked(
             blocks.append(
                 _UPSTREAM.format(
                     name=name,
-                    servers="\n".join(f"server {p['address']} max_fails=0;" for p in each),
+                    servers="\n".join(f"server {p['address']} {parameters};" for p in each),
                     balancer=_BALANCER.format(name=name) if lua else "",
                 )
             )

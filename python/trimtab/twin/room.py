@@ -200,7 +200,7 @@ def _deadline(b: int, j: int, c: Control) -> float:
 @compiled
 def _next(b: int, now: float, is_turn: bool, at: Floats, r: Room, c: Control) -> int:
     """The class whose cursor is next; -1 when there is none."""
-    best, most, oldest, late = -1, -1.0, math.inf, -1
+    best, most, oldest, late = -1, -math.inf, math.inf, -1
     for j in range(r.first.shape[1]):
         job = r.cursor[b, j]
         if job >= 0:

@@ -171,9 +171,9 @@ def limit(slots: float, is_exact: bool, service: float) -> float:
 def urgency(
     now: float, arrival: float, deadline: float, service: float, mean_service: float
 ) -> float:
-    """ATC index of a waiting request, per square second: larger is more urgent."""
+    """Logarithm of the ATC index (per square second) of a waiting request: larger is sooner."""
     slack = max(0.0, arrival + deadline - service - now)
-    return math.exp(-slack / (LOOKAHEAD * mean_service)) / (deadline * service)
+    return -slack / (LOOKAHEAD * mean_service) - math.log(deadline * service)
 
 
 def claim(

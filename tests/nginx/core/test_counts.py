@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from hooked import Hooked, abort, hooked, load, until
+from http2_raw import Http2
 from peers import Peer, Peers, peers
 from ports import free_ports
 
@@ -368,6 +369,50 @@ def test_tardiness_counts_from_the_deadline(nginx: Hooked) -> None:
     assert nginx.get("/b", X_Work="0.25")[0] == 200
     until(nginx.is_at_rest)
     assert nginx.total("b", "tardy") == before
+
+
+@pytest.mark.parametrize("is_reset", [True, False])
+def test_http_2_streams_that_are_given_up_are_released(nginx: Hooked, is_reset: bool) -> None:
+    """Eight streams of one connection that the client takes back, or whose connection it closes,
+    leave nothing and blame nobody; the streams beside them are answered."""
+    failures = nginx.total("a", "failures")
+    with Http2(nginx.http2_port) as client:
+        streams = [client.ask("/a", 5.0) for _ in range(8)]
+        until(lambda: nginx.in_flight() == 8)
+        if is_reset:
+            for stream in streams:
+                client.reset(stream)
+            until(lambda: nginx.in_flight() == 0, 3)
+        kept = [client.ask("/a", 0.01) for _ in range(3)]
+        assert sorted(client.answers(3)) == kept
+    until(nginx.is_at_rest, 3)
+    assert nginx.total("a", "failures") == failures
+
+
+@pytest.mark.parametrize("balance", [True, False])
+@pytest.mark.parametrize("fault", ["close", "500"])
+def test_nginx_s_own_max_fails_leaks_nothing(tmp_path: Path, balance: bool, fault: str) -> None:
+    """With nginx's default of max_fails=1, as rendered: where both servers fail, nginx's balancer
+    gives up on them, and the hook does not; in both cases every count is zero at rest."""
+    with (
+        peers(Peer(fault=fault), Peer(fault=fault)) as group,
+        hooked(
+            tmp_path,
+            {"a": [{"address": a} for a in group.addresses]},
+            balance=balance,
+            parameters="max_fails=1 fail_timeout=60s",
+        ) as nginx,
+    ):
+        failed = 502 if fault == "close" else 500
+        got = asyncio.run(load(nginx.port, ["/a"], concurrency=4, count=40))
+        assert set(got.statuses) <= {failed, 502}
+        until(nginx.is_at_rest)
+        for peer in group:
+            peer.fault = ""
+        status, _ = nginx.get("/a")
+        assert status == (200 if balance else 502)
+        until(nginx.is_at_rest)
+        assert nginx.total("a", "requests") >= (41 if balance else 1)
 
 
 def test_settings_that_are_wrong_stop_nginx(tmp_path: Path) -> None:

@@ -1,14 +1,18 @@
 """The waiting room in a real nginx: order, bounds, and how requests leave it."""
 
 import asyncio
+import functools
 import socket
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from hooked import Load, hooked, load, until
+from http2_raw import Http2
 from peers import Peer, peers
+from ports import free_ports
 from waiting_room import HELD, Client, finished, full, known, refused, waiting
 
 
@@ -127,6 +131,24 @@ def test_a_waiting_upload_holds_no_slot(tmp_path: Path) -> None:
         assert slow.recv(1000).startswith(b"HTTP/1.1 200")
 
 
+def test_http_2_streams_wait_singly(tmp_path: Path) -> None:
+    """Streams of one connection wait, and are served one by one in their order; those that the
+    client takes back leave the room."""
+    (port,) = free_ports(1)
+    with (
+        full(tmp_path, work=1.0, server=f"listen 127.0.0.1:{port} http2;") as (nginx, group),
+        Http2(port) as client,
+    ):
+        streams = [client.ask("/a", 0.03) for _ in range(8)]
+        until(lambda: waiting(nginx) == 8)
+        seen = group[0].seen
+        for stream in streams[::2]:
+            client.reset(stream)
+        until(lambda: waiting(nginx) == 4)
+        assert client.answers(4) == streams[1::2]
+        assert group[0].seen == seen + 4
+
+
 def test_a_failed_try_is_retried_at_once(tmp_path: Path) -> None:
     """A bound request whose server fails goes to another one without waiting again."""
     with (
@@ -208,3 +230,55 @@ def test_no_class_starves_and_goodput_stays_in_overload(tmp_path: Path) -> None:
         assert done > 0.8 * 4 * seconds
         assert max(urgent.times + long.times) < 2.5
         until(nginx.is_at_rest)
+
+
+def test_goodput_is_the_capacity_at_half_as_much_again(tmp_path: Path) -> None:
+    """At 1.5 times what the server can do, sent whether it answers or not: all slots are taken for
+    95% of the time, what is answered waited no longer than the bound, the rest is refused."""
+    hold = {**HELD, "max_wait_seconds": 0.5}
+    slots, seconds = 4, 4.0
+    offered = {"short": (0.02, 1.5 * 2 / 0.02), "long": (0.1, 1.5 * 2 / 0.1)}
+    with (
+        peers(Peer(slots=slots)) as group,
+        hooked(
+            tmp_path,
+            {name: known(group, slots) for name in offered},
+            hold=hold,
+            deadline={"short": 0.1, "long": 0.5},
+        ) as nginx,
+    ):
+        full_seconds = []
+
+        async def send(name: str, work: float, rate: float, into: list[Load]) -> None:
+            one = functools.partial(load, nginx.port, [f"/{name}"], concurrency=1, count=1)
+            async with asyncio.TaskGroup() as group:
+                start = time.monotonic()
+                for n in range(int(rate * seconds)):
+                    await asyncio.sleep(max(0.0, start + n / rate - time.monotonic()))
+                    task = group.create_task(one(headers=f"X-Work: {work}\r\n"))
+                    task.add_done_callback(lambda done: into.append(done.result()))
+
+        async def measured() -> None:
+            for after in (1.0, seconds - 1.5):
+                await asyncio.sleep(after)
+                snapshot = await asyncio.to_thread(nginx.snapshot)
+                levels = snapshot["addresses"][0]["seconds_at"]
+                full_seconds.append((snapshot["clock_seconds"], sum(levels[slots - 1 :])))
+
+        async def all_of_it() -> dict[str, list[Load]]:
+            got: dict[str, list[Load]] = {name: [] for name in offered}
+            sending = [send(name, *offered[name], got[name]) for name in offered]
+            await asyncio.gather(measured(), *sending)
+            return got
+
+        got = asyncio.run(all_of_it())
+        until(nginx.is_at_rest)
+        (from_, at_first), (till, at_last) = full_seconds
+        assert (at_last - at_first) / (till - from_) > 0.95
+        for name, each in got.items():
+            statuses = sum((g.statuses for g in each), Counter())
+            assert set(statuses) <= {200, 503}, name
+            assert statuses[200] > 0.3 * len(each), name
+        assert refused(nginx) > 0
+        waited = max(p["waited_seconds"] for u in nginx.snapshot()["upstreams"] for p in u["picks"])
+        assert waited < hold["max_wait_seconds"] + 0.1

@@ -204,9 +204,14 @@ def test_urgency_rises_towards_the_deadline_and_then_stays() -> None:
     """The index grows as slack goes, is bounded when late, and prefers short work."""
     values = [rule.urgency(t, 0.0, 0.1, 0.02, 0.02) for t in (0.0, 0.05, 0.08, 0.5)]
     assert values[0] < values[1] < values[2] == values[3]
-    assert values[3] == pytest.approx(1 / (0.1 * 0.02))
+    assert values[3] == pytest.approx(-math.log(0.1 * 0.02))
     assert rule.urgency(0.5, 0.0, 0.1, 0.01, 0.02) > values[3]
     assert math.isfinite(rule.urgency(1e9, 0.0, 0.1, 0.02, 0.02))
+
+
+def test_urgency_tells_deadlines_apart_that_are_far() -> None:
+    """With services of a millisecond, an hour to spare is more urgent than a day."""
+    assert rule.urgency(0, 0, 3600, 0.001, 0.001) > rule.urgency(0, 0, 86400, 0.001, 0.001)
 
 
 def test_limits_leave_room_where_it_costs_little() -> None:

@@ -13,6 +13,7 @@ local room_module = require("resty.trimtab.room")
 local rule = require("resty.trimtab.rule")
 
 local due_of = room_module.due_of
+local huge = math.huge
 local lateness = rule.lateness
 local max = math.max
 local new = require("ffi").new
@@ -91,7 +92,7 @@ end
 
 -- How urgent the request of a row is that waits for server i.
 local function urgency_at(row, i)
-    return row.value[i] * lateness(row.due[i] - walk_now, mean_service)
+    return row.value[i] + lateness(row.due[i] - walk_now, mean_service)
 end
 
 
@@ -196,12 +197,12 @@ function _M.port_for(i, now, seconds)
         return 0
     end
     walk_now, mean_service = now, seconds
-    local best, port, any = 0, 0, 0
+    local best, port, any = -huge, 0, 0
     for r = 1, count do
         local row = others[r]
         if row.room.waiting > 0 then
             any = max(any, row.owner.port)
-            local urgency = row.claims[i] > 0 and urgency_at(row, i) or 0
+            local urgency = row.claims[i] > 0 and urgency_at(row, i) or -huge
             if urgency > best then
                 best, port = urgency, row.owner.port
             end

@@ -109,8 +109,8 @@ typedef struct { double waiting; } trimtab_room;
 ]]
 
 local MAGIC = 0x7472696d
--- Rises with every change of the structs above.
-local LAYOUT = 5
+-- Rises with every change of the structs above, and of what is in them.
+local LAYOUT = 6
 local PAGE_BYTES = 4096
 -- The proto's bound.
 local MAX_UPSTREAMS = 256

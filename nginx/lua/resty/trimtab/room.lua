@@ -28,6 +28,7 @@ local rule = require("resty.trimtab.rule")
 
 local claim = rule.claim
 local huge = math.huge
+local log = math.log
 local off = require("jit").off
 local ipairs = ipairs
 local segment = require("resty.trimtab.segment")
@@ -126,7 +127,7 @@ local urgency_of = _M.urgency_of
 function _M.due_of(class, waiter)
     local deadline = deadline_of(class)
     return waiter.arrival + deadline - class.service,
-           1 / (deadline * class.service)
+           -log(deadline * class.service)
 end
 
 
@@ -138,14 +139,14 @@ local function rewind(classes, now, mean_service)
         class.cursor = first
         class.claims = 0
         class.urgency = first and urgency_of(class, first, now, mean_service)
-                        or -1
+                        or -huge
     end
 end
 
 
 -- The class whose cursor is the most urgent, or nil.
 local function most_urgent(classes)
-    local best, found = -1, nil
+    local best, found = -huge, nil
     for c = 1, #classes do
         local class = classes[c]
         if class.cursor and class.urgency > best then

@@ -38,6 +38,7 @@
 local exp = math.exp
 local floor = math.floor
 local huge = math.huge
+local log = math.log
 local max = math.max
 local min = math.min
 
@@ -219,9 +220,9 @@ function _M.limit(slots, is_exact, service)
 end
 
 
--- What is left of an urgency with so many seconds to spare, 0 to 1.
+-- What so many seconds to spare take from an urgency: 0 or less.
 local function lateness(slack, mean_service)
-    return exp(-max(0, slack) / (LOOKAHEAD * mean_service))
+    return -max(0, slack) / (LOOKAHEAD * mean_service)
 end
 
 _M.lateness = lateness
@@ -229,12 +230,14 @@ _M.lateness = lateness
 
 -- ATC index (apparent tardiness cost: Vepsalainen and Morton 1987) of a
 -- waiting request: how urgent it is, larger is sooner. Times in seconds;
--- `arrival` and `now` on the same clock. It is constant once a request is too
+-- `arrival` and `now` on the same clock. Its logarithm, as the index itself is
+-- 0 in doubles where a request can spare 370 mean services, and those that
+-- can would have no order. It is constant once a request is too
 -- late, so alone it would let a class of long services and far deadlines wait
 -- for ever in overload: see room.lua.
 function _M.urgency(now, arrival, deadline, service, mean_service)
     return lateness(arrival + deadline - service - now, mean_service)
-           / (deadline * service)
+           - log(deadline * service)
 end
 
 
