@@ -12,7 +12,8 @@
 
 A run is cut in halves. The first is *during* learning: observation, trial and all; the second
 *after* it. All runs of a seed have the same requests, so ratios are paired by seed. Whether
-requests wait for a server with room is the configuration's `hold`.
+requests wait for a server with room is the configuration's `hold`. The learner's own dice (what it
+explores, and when) are drawn from the seed too, so that seeds differ in them.
 """
 
 import math
@@ -141,11 +142,12 @@ class _Outcome:
 
 
 def _outcome(run: _Run, told: Told) -> _Outcome:
-    if run.who == "least_conn":
+    if run.who == LEAST_CONN:
         return _Outcome(art=dict(_least_conn(run)))
-    learning = run.config.learning
-    off = replace(run.config, learning=replace(learning, enabled=False))
-    config = off if run.who in (BASE, "twin W") else run.config
+    # Explorations are other ones in each run: what they cost is part of the answer.
+    learning = replace(run.config.learning, seed=run.seed)
+    enabled = run.who not in (BASE, UNGUARDED)
+    config = replace(run.config, learning=replace(learning, enabled=enabled))
     world = world_of(
         run.scenario,
         config,
@@ -171,7 +173,7 @@ def _policy(run: _Run, config: Config) -> Learned | Neutral:
     given = run.given
     if given is None:  # "table, cold"
         return Learned(config)
-    if run.who == "twin W":
+    if run.who == UNGUARDED:
         return Fixed(config, "twin", (*PROFILES, *given.profiles))
     if run.who == "garbage":
         return _Garbage(config, given, run.seed)
@@ -246,7 +248,7 @@ class Comparison:
 
     def _given(self, who: str) -> Trained | None:
         """The trained file of one; read here, as other machines need not have it."""
-        if who in ("least_conn", BASE, "table, cold"):
+        if who in (LEAST_CONN, BASE, "table, cold"):
             return None
         return trained.load(
             self.network if who == "dqn" and self.network else self.tables, self.config
