@@ -7,6 +7,7 @@ misdeed (with `X-Fault-Path` only on that path); `Peer.fault` sets one for all r
     close             close the connection instead of an answer
     half              announce ten bytes more than are sent, then close
     hang              never answer
+    pause:S           wait so many seconds between the head of the answer and its body
     101               switch protocols, and send back what comes
     accel:/path       answer with X-Accel-Redirect
     size:BYTES        answer with a body of so many bytes
@@ -94,6 +95,7 @@ class Peer:
         if fault == "hang":
             await asyncio.sleep(3600)
         status, extra = 200, ""
+        pause = float(fault[6:]) if fault.startswith("pause:") else 0.0
         if fault.startswith("accel:"):
             extra = f"X-Accel-Redirect: {fault[6:]}\r\n"
         elif fault.isdigit():
@@ -105,8 +107,11 @@ class Peer:
         writer.write(
             f"HTTP/1.1 {status} Any\r\nContent-Length: {length}\r\n"
             f"X-Trimtab-Peer: {self.address}\r\n{extra}\r\n".encode()
-            + (b"" if is_head or status in (204, 304) else body)
         )
+        if pause:
+            await writer.drain()
+            await asyncio.sleep(pause)
+        writer.write(b"" if is_head or status in (204, 304) else body)
         await writer.drain()
         return fault != "half"
 

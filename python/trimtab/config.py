@@ -265,6 +265,9 @@ class Upstream:
     try_timeout_seconds: float | None = key(number(0.001, 86400), default=None)
     # Whether POST and the like may be tried again on another server (nginx's non_idempotent).
     retry_non_idempotent: bool = key(boolean, default=False)
+    # In lua mode: whether requests that a server has caught when it fell silent are tried on
+    # another one, once none of the last thousand waited as long for an answer (docs/health.md).
+    retry_stalled: bool = key(boolean, default=True)
     # Whether requests wait in nginx until a server has room for them: where that is better, always
     # (where slots are known), never. In lua mode.
     hold: str = key(one_of("auto", "on", "off"), default="auto")
@@ -278,7 +281,7 @@ class Upstream:
     # though requests wait there. docs/health.md says more of these keys, all of lua mode.
     eject_failures: int = key(integer(0, 1_000_000), default=3)
     eject_error_ratio: float = key(number(0.01, 1), default=0.5)
-    eject_stall_seconds: float = key(number(0, 86400), default=0.25)
+    eject_stall_seconds: float = key(number(0, 86400), default=0.1)
     # How long the first time; twice as long, up to the maximum, when it fails again soon after.
     eject_seconds: float = key(number(0.01, 86400), default=1.0)
     eject_max_seconds: float = key(number(0.01, 86400), default=60.0)

@@ -24,6 +24,7 @@ _HEALTH: Final = (
     "retry_ratio",
     "retries_per_second",
     "retry_non_idempotent",
+    "retry_stalled",
 )
 
 # With this many tries a request fails only if three servers in a row do; more would multiply the

@@ -309,6 +309,8 @@ priority = 1
 # try_timeout_seconds = 1
 # Whether POST and the like may be tried again on another server.
 # retry_non_idempotent = false
+# Lua mode: whether what a silent server has caught is tried on another one.
+# retry_stalled = true
 # Lua mode: whether requests wait in nginx until a server has room ("auto": where that is better),
 # how many may, and how long (timeout_seconds when absent).
 # hold = "auto"
@@ -317,7 +319,7 @@ priority = 1
 # Lua mode: when a server is left out, for how long, and how many at most (docs/health.md).
 # eject_failures = 3
 # eject_error_ratio = 0.5
-# eject_stall_seconds = 0.25
+# eject_stall_seconds = 0.1
 # eject_seconds = 1
 # eject_max_seconds = 60
 # eject_max_ratio = 0.5

@@ -39,6 +39,18 @@ local function fill(drain, since, most)
 end
 
 
+-- Whether server i is silent alone, beside peers 0, 1, … that owe an answer
+-- since `asked`, and are ejected or not.
+local function is_alone(i, since, now, asked, reason)
+    local server, drain, healths = {}, {}, {}
+    for p = 0, #asked - 1 do
+        server[p], drain[p] = p, 0
+        healths[p] = { asked = asked[p + 1], reason = reason[p + 1] }
+    end
+    return health_of.is_alone(i, since, now, #asked, server, drain, healths)
+end
+
+
 local answers = {}
 for c, call in ipairs(request) do
     local name = table.remove(call, 1)
@@ -56,6 +68,8 @@ for c, call in ipairs(request) do
         answer = { run, verdict == nil and 0 or verdict and 1 or -1 }
     elseif name == "fill" then
         answer = fill(unpack(call))
+    elseif name == "is_alone" then
+        answer = is_alone(unpack(call))
     else
         answer = health_of[name](unpack(call))
     end

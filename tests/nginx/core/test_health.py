@@ -118,30 +118,62 @@ def test_a_suspect_is_tried_and_acquitted(play: Callable[..., list[Any]]) -> Non
 
 
 @pytest.mark.parametrize(
-    ("asked", "now", "n", "work", "rate", "seconds", "stalled"),
+    ("asked", "now", "n", "work", "rate", "longest", "seconds", "stalled"),
     [
-        (1, 1.24, 2, 0.02, 1, 0.25, False),
-        (1, 1.26, 2, 0.02, 1, 0.25, True),
-        (1, 1.26, 1, 0.01, 1, 0.25, False),
-        (0, 9.0, 2, 0.02, 1, 0.25, False),
-        (1, 9.0, 2, 0.02, 1, 0, False),
-        (1, 3.9, 2, 0.4, 1, 0.25, False),
-        (1, 4.1, 2, 0.4, 1, 0.25, True),
-        (1, 4.1, 2, 0.4, 0.5, 0.25, False),
+        (1, 1.24, 2, 0.02, 1, "huge", 0.25, False),
+        (1, 1.26, 2, 0.02, 1, "huge", 0.25, True),
+        (1, 1.26, 1, 0.01, 1, "huge", 0.25, False),
+        (0, 9.0, 2, 0.02, 1, "huge", 0.25, False),
+        (1, 9.0, 2, 0.02, 1, "huge", 0, False),
+        (1, 3.9, 2, 0.4, 1, "huge", 0.25, False),
+        (1, 4.1, 2, 0.4, 1, "huge", 0.25, True),
+        (1, 4.1, 2, 0.4, 0.5, "huge", 0.25, False),
+        (1, 1.9, 2, 0.4, 1, 1.0, 0.25, False),
+        (1, 2.1, 2, 0.4, 1, 1.0, 0.25, True),
+        (1, 1.2, 2, 0.4, 1, 0.1, 0.25, False),
+        (1, 9.0, 1, 0.01, 1, "huge", 0.25, False),
+        (1, 1.5, 1, 0.01, 1, 0.2, 0.25, False),
+        (1, 1.7, 1, 0.01, 1, 0.2, 0.25, True),
     ],
 )
-def test_a_stall_is_silence_for_fifteen_services(
+def test_a_stall_is_silence_for_fifteen_services_or_the_longest_wait(
     play: Callable[..., list[Any]],
     asked: float,
     now: float,
     n: int,
     work: float,
     rate: float,
+    longest: float | str,
     seconds: float,
     stalled: bool,
 ) -> None:
-    """Silence counts where two or more wait, beyond the configured time and fifteen services."""
-    assert play(["is_stalled", asked, now, n, work, rate, seconds])[0][0] is stalled
+    """Silence counts beyond the configured time and the less of fifteen services and what no
+    answer has taken; where one request waits, three times the latter."""
+    call = ["is_stalled", asked, now, n, work, rate, longest, seconds]
+    assert play(call)[0][0] is stalled
+
+
+@pytest.mark.parametrize(
+    ("asked", "reason", "alone"),
+    [
+        ([1, 0, 0], [0, 0, 0], True),
+        ([1, 1.1, 1.2], [0, 0, 0], False),
+        ([1, 1.1, 1.6], [0, 0, 0], True),
+        ([1, 1.1, 1.6], [0, 0, STALL], False),
+        ([1], [0], False),
+    ],
+)
+def test_where_all_are_silent_nobody_is_at_fault(
+    play: Callable[..., list[Any]], asked: list[float], reason: list[int], alone: bool
+) -> None:
+    """A silent server is ejected while another that is in has owed an answer for half as long."""
+    assert play(["is_alone", 0, 1, 2, asked, reason])[0][0] is alone
+
+
+def test_a_back_off_after_a_stall_is_as_short_as_the_stall(play: Callable[..., list[Any]]) -> None:
+    """Twice the silence, and no longer than any first back-off."""
+    answers = play(["stall_backoff", 10, 10.2, 1], ["stall_backoff", 10, 13, 1])
+    assert [a for a, _ in answers] == [pytest.approx(0.4), 1]
 
 
 def test_the_cap_leaves_most_peers(play: Callable[..., list[Any]]) -> None:

@@ -129,27 +129,59 @@ local function by_variables(request)
     return status,
            last_number(request, "upstream_response_time") or -1,
            last_number(request, "upstream_response_length") or -1,
-           last_number(request, "upstream_bytes_received") or -1
+           last_number(request, "upstream_bytes_received") or -1,
+           last_number(request, "upstream_header_time") or -1
 end
 
 
--- The last try of a request: its status (-1: none), response time in seconds,
--- bytes of the body, and bytes in all; -1 where that is not known. Returns
--- nil where the request was not passed on.
-function _M.last(request)
-    if not is_read then
-        return by_variables(request)
-    end
+-- nginx's states of the tries of a request, or nil.
+local function states_of(request)
     local r = cast("trimtab_request *", request)
     local states = r.states
     if r.signature ~= SIGNATURE or states == nil or states.pool ~= r.pool
        or states.size ~= STATE_BYTES or states.count == 0
     then
+        return nil
+    end
+    return states
+end
+
+
+-- Whether is_unanswered() knows.
+function _M.knows()
+    return is_read
+end
+
+
+-- Whether the last try of a request is under way, and nothing of the answer
+-- is here; false where that is not known.
+function _M.is_unanswered(request)
+    local states = is_read and states_of(request)
+    if not states then
+        return false
+    end
+    local count = tonumber(states.count)
+    local state = cast("trimtab_state *", states.elements)[count - 1]
+    return state.header_time < 0 and state.bytes_received == 0
+           and state.response_time < 0
+end
+
+
+-- The last try of a request: its status (-1: none), response time in seconds,
+-- bytes of the body, bytes in all, and the seconds to the end of the answer's
+-- head; -1 where that is not known. Returns nil where the request was not
+-- passed on.
+function _M.last(request)
+    if not is_read then
+        return by_variables(request)
+    end
+    local states = states_of(request)
+    if not states then
         return by_variables(request)
     end
     local count = tonumber(states.count)
     local state = cast("trimtab_state *", states.elements)[count - 1]
-    local status, seconds = -1, -1
+    local status, seconds, head = -1, -1, -1
     local length, received = -1, -1
     -- nginx separates internal redirects by an element without a peer.
     if state.peer ~= nil or count == 1 then
@@ -159,10 +191,13 @@ function _M.last(request)
         if state.response_time >= 0 then
             seconds = tonumber(state.response_time) / 1000
         end
+        if state.header_time >= 0 then
+            head = tonumber(state.header_time) / 1000
+        end
         length = tonumber(state.response_length)
         received = tonumber(state.bytes_received)
     end
-    return status, seconds, length, received
+    return status, seconds, length, received, head
 end
 
 
@@ -177,9 +212,9 @@ function _M.done(request)
     if r.signature ~= SIGNATURE or r.states == nil or r.states.count == 0 then
         return nil
     end
-    local status, seconds, length, received = _M.last(request)
+    local status, seconds, length, received, head = _M.last(request)
     if status and seconds >= 0 then
-        return status, seconds, length, received
+        return status, seconds, length, received, head
     end
 end
 
@@ -191,10 +226,10 @@ end
 
 
 local function check_last(request)
-    local status, seconds, length, received = _M.last(request)
-    local s, t, l, b = by_variables(request)
+    local status, seconds, length, received, head = _M.last(request)
+    local s, t, l, b, h = by_variables(request)
     if s ~= status or s and (abs(t - seconds) > 1e-6 or l ~= length
-                             or b ~= received)
+                             or b ~= received or abs(h - head) > 1e-6)
     then
         is_read = false
         complain("its account")

@@ -15,6 +15,7 @@ local rule = require("resty.trimtab.rule")
 local advance = rule.advance
 local error_ratio = rule.error_ratio
 local floor = math.floor
+local huge = math.huge
 local forget = rule.forget
 local log = math.log
 local max = math.max
@@ -62,8 +63,9 @@ local NAMED = 4
 local n_1, n_2, n_3, n_4
 local zeros
 local seen_stamp = -1
--- What looks at the servers whenever touch() has.
+-- What looks at the servers, and when it has.
 local look
+local looked_at = 0
 
 -- From the registry: servers in use and their arrays.
 local servers, slots, prior
@@ -199,6 +201,10 @@ end
 -- Carries on all servers that nobody has for TOUCH_SECONDS: the stalled and
 -- the idle ones, which have no events of their own.
 function _M.touch(now)
+    if look and now - looked_at >= TOUCH_SECONDS then
+        looked_at = now
+        look(now)
+    end
     if now - head.touched < TOUCH_SECONDS then
         return
     end
@@ -210,15 +216,13 @@ function _M.touch(now)
             rerate(i)
         end
     end
-    if look then
-        look(now)
-    end
 end
 
 
--- Has touch() call a function with the time, each TOUCH_SECONDS.
+-- Has touch() call a function with the time, in each worker each
+-- TOUCH_SECONDS.
 function _M.on_touch(callback)
-    look = callback
+    look, looked_at = callback, -huge
 end
 
 

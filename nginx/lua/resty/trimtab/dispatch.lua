@@ -126,7 +126,12 @@ local function current_record(upstream, now)
     end
     -- "next" is a 403 or 404 that proxy_next_upstream names: an answer.
     end_try(record, now, state == "next" and SUCCESS or FAILURE)
-    spend_retry(upstream)
+    if record.is_rescued then
+        -- It has been paid for.
+        record.is_rescued = false
+    else
+        spend_retry(upstream)
+    end
     return record
 end
 

@@ -11,6 +11,7 @@ local counters = require("resty.trimtab.counters")
 local health_of = require("resty.trimtab.health")
 local limits = require("resty.trimtab.limits")
 local libc = require("resty.trimtab.libc")
+local rescue = require("resty.trimtab.rescue")
 
 local CHECK = health_of.CHECK
 local NOTICE = ngx.NOTICE
@@ -23,16 +24,22 @@ local get_method = ngx.req.get_method
 local huge = math.huge
 local in_flight_at = counters.in_flight_at
 local ipairs = ipairs
+local is_alone = health_of.is_alone
 local is_exiting = ngx.worker.exiting
 local is_half_open = health_of.is_half_open
 local is_in_doubt = health_of.is_in_doubt
 local is_stalled = health_of.is_stalled
+local longest_of = rescue.longest
 local max = math.max
+local may_be_silent = rescue.may_be_silent
 local min = math.min
 local most_ejected = health_of.most_ejected
 local ngx_log = ngx.log
 local pairs = pairs
+local patience = rescue.patience
+local rescue_caught = rescue.sweep
 local share = health_of.share
+local stall_backoff = health_of.stall_backoff
 local tonumber = tonumber
 
 -- Weights of a slow start rise in steps of this length.
@@ -143,6 +150,7 @@ local function refresh(now)
         upstream.probe_at = next_probe(upstream)
     end
     limits.refresh(registry)
+    refresh_at = min(refresh_at, rescue_caught(now))
 end
 
 _M.refresh = refresh
@@ -185,8 +193,12 @@ end
 
 local function eject(upstream, i, reason, now)
     local health = healths[i]
-    health_of.eject(health, reason, now, upstream.eject_seconds,
-                    upstream.eject_max_seconds, fraction(now))
+    local first = upstream.eject_seconds
+    if reason == STALL then
+        first = stall_backoff(health.asked, now, first)
+    end
+    health_of.eject(health, reason, now, first, upstream.eject_max_seconds,
+                    fraction(now))
     changed()
     ngx_log(WARN, "trimtab: ejected ", registry.address_of[i], " (",
             health_of.NAMES[reason], ") ",
@@ -296,6 +308,16 @@ end
 function _M.mark(record)
     record.is_probe = true
     counters.probe(record.server, 1)
+    if healths[record.server].reason == STALL then
+        -- If it is silent still, this one is not to wait for long.
+        refresh_at = min(refresh_at, record.began + patience(record.upstream))
+    end
+end
+
+
+-- Whether a server is not ejected.
+function _M.is_in(i)
+    return healths[i].reason == 0
 end
 
 
@@ -313,6 +335,21 @@ local function watcher_of(i)
 end
 
 
+-- The longest that an answer is known to take, of all classes that a server
+-- has.
+local function longest_at(i)
+    local longest = 0
+    for _, upstream in ipairs(registry.upstreams) do
+        for p = 0, upstream.count - 1 do
+            if upstream.server[p] == i then
+                longest = max(longest, longest_of(upstream))
+            end
+        end
+    end
+    return longest
+end
+
+
 -- Looks for servers that have fallen silent. Called some times a second.
 local function look(now)
     for i, upstream in pairs(registry.watchers) do
@@ -323,8 +360,11 @@ local function look(now)
            and is_stalled(health.asked, now, in_flight_at(i),
                           counters.work_at(i),
                           health.pace > MIN_RATE and health.pace or MIN_RATE,
-                          upstream.eject_stall_seconds)
+                          longest_at(i), upstream.eject_stall_seconds)
+           and is_alone(i, health.asked, now, upstream.count, upstream.server,
+                        upstream.drain, healths)
            and has_room(upstream)
+           and may_be_silent(i, in_flight_at(i))
         then
             eject(upstream, i, STALL, now)
         end
@@ -365,6 +405,7 @@ function _M.open(a_registry)
     registry, map, head = a_registry, a_registry.map, a_registry.map.head
     healths = map.health
     seen_stamp = -1
+    rescue.open(registry)
     registry.watchers = {}
     for _, i in ipairs(registry.servers) do
         registry.watchers[i] = watcher_of(i)

@@ -46,8 +46,17 @@ local MEMORY_BACKOFFS = 10
 -- are longer.
 local STALL_SERVICES = 15
 
--- One request in flight, however long it takes, is no stall.
+-- A server answers when it is silent for less than this part of the time.
+local ALONE_RATIO = 0.5
+
+-- The back-off after a stall, in the time that it took to be seen: a server
+-- whose garbage is collected is well again soon. It doubles if it is not.
+local STALL_BACKOFF = 2
+
+-- One request in flight may just take long: it is silence only when it has
+-- taken so many times what none has.
 local STALL_IN_FLIGHT = 2
+local LONE_LONGEST = 3
 
 -- Ejected servers come back within this share of the back-off, so that
 -- several balancers do not all try at once.
@@ -89,10 +98,33 @@ end
 
 -- Whether a server is silent: `n` requests of `work` seconds in all are in
 -- flight there, at a rate of `rate` when it last answered, and it owes an
--- answer since `asked`. `seconds` is the least that counts; 0: nothing does.
-function _M.is_stalled(asked, now, n, work, rate, seconds)
-    return seconds > 0 and asked > 0 and n >= STALL_IN_FLIGHT
-           and now - asked > max(seconds, STALL_SERVICES * work / (n * rate))
+-- answer since `asked`. `longest` is what no answer is known to take, huge
+-- where that is not known, `seconds` the least that counts; 0: nothing does.
+function _M.is_stalled(asked, now, n, work, rate, longest, seconds)
+    if seconds <= 0 or asked <= 0 or n < 1 then
+        return false
+    end
+    local due = LONE_LONGEST * longest
+    if n >= STALL_IN_FLIGHT then
+        due = min(longest, STALL_SERVICES * work / (n * rate))
+    end
+    return now - asked > max(seconds, due)
+end
+
+
+-- Whether a server that is silent since `asked` is so alone: another of the
+-- upstream, that is in, answers. Where all are silent it is not their fault.
+function _M.is_alone(i, asked, now, count, server, drain, healths)
+    for p = 0, count - 1 do
+        local health = healths[server[p]]
+        if server[p] ~= i and drain[p] == 0 and health.reason == 0
+           and (health.asked == 0
+                or now - health.asked < ALONE_RATIO * (now - asked))
+        then
+            return true
+        end
+    end
+    return false
 end
 
 
@@ -123,6 +155,12 @@ function _M.eject(health, reason, now, first, most, uniform)
                     or now + backoff * (1 + SPREAD * uniform)
     health.streak = 0
     health.ejections = health.ejections + 1
+end
+
+
+-- The first back-off after a stall since `asked`: `first` seconds at most.
+function _M.stall_backoff(asked, now, first)
+    return min(first, STALL_BACKOFF * (now - asked))
 end
 
 

@@ -54,8 +54,12 @@ typedef struct {
 typedef struct { unsigned char length; char text[255]; } trimtab_name;
 typedef struct { double upstream, address; } trimtab_pair_name;
 
-/* The mean service time of a class. */
-typedef struct { double count, mean_seconds; } trimtab_service;
+/* The mean service time of a class, and how long its answers may take: see
+   rescue.lua. */
+typedef struct {
+    double count, mean_seconds;
+    double answers, longest, longest_head;
+} trimtab_service;
 
 /* Whether a server is used: see health.lua. */
 typedef struct {
@@ -110,7 +114,7 @@ typedef struct { double waiting; } trimtab_room;
 
 local MAGIC = 0x7472696d
 -- Rises with every change of the structs above, and of what is in them.
-local LAYOUT = 6
+local LAYOUT = 7
 local PAGE_BYTES = 4096
 -- The proto's bound.
 local MAX_UPSTREAMS = 256

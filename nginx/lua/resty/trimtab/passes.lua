@@ -11,6 +11,7 @@ local counters = require("resty.trimtab.counters")
 local ejection = require("resty.trimtab.ejection")
 local libc = require("resty.trimtab.libc")
 local requests = require("resty.trimtab.requests")
+local rescue = require("resty.trimtab.rescue")
 local segment = require("resty.trimtab.segment")
 local services = require("resty.trimtab.services")
 local tries_module = require("resty.trimtab.tries")
@@ -26,8 +27,10 @@ local get_record = requests.get
 local get_request = base.get_request
 local has_text = variables.has_text
 local can_retry = ejection.can_retry
+local is_in = ejection.is_in
 local key_of = requests.key
 local last_of = account.last
+local note_answer = rescue.answered
 local off = require("jit").off
 local request_length = account.request_length
 local text = variables.text
@@ -101,6 +104,7 @@ local function begin_pass(record, upstream, now)
     record.is_last = false
     record.is_hasty = false
     record.is_probe = false
+    record.is_rescued = false
     record.is_fallback = false
     record.is_counted = false
     record.answered = -1
@@ -155,13 +159,16 @@ local function count_request(request, q, status, seconds, received,
 end
 
 
--- Ends the try that nginx's account says has taken `coarse` seconds (-1:
--- nobody knows). Returns how long it took.
-local function end_timed(record, now, coarse, outcome)
+-- Ends the try that nginx's account says has taken `coarse` seconds, `head` of
+-- them to the answer's head (-1: nobody knows). Returns how long it took.
+local function end_timed(record, now, coarse, outcome, head)
     local seconds = now - record.began
     if coarse >= 0 and seconds > coarse + CLOCK_SLACK_SECONDS then
         -- A slow client: the peer was done earlier.
         seconds = coarse
+    end
+    if head >= 0 and outcome == SUCCESS and is_in(record.server) then
+        note_answer(record.upstream, head, seconds)
     end
     end_try(record, now, outcome)
     if outcome == SUCCESS and record.is_unqueued then
@@ -178,7 +185,7 @@ end
 
 -- The pass ends with the try that we placed.
 local function end_placed(record, request, now, is_final)
-    local status, coarse, length, received = last_of(request)
+    local status, coarse, length, received, head = last_of(request)
     if not status then
         -- Not the request that made this record.
         return release(record)
@@ -192,7 +199,7 @@ local function end_placed(record, request, now, is_final)
     then
         counters.retry_refused(record.pair)
     end
-    local seconds = end_timed(record, now, coarse, outcome)
+    local seconds = end_timed(record, now, coarse, outcome, head)
     count_request(request, record.pair, status,
                   record.began - record.arrival + seconds, received,
                   record.upstream)
@@ -342,11 +349,12 @@ off(_M.serve)
 -- client has not. Errors, and answers that may be cut or without a body, are
 -- left to the end of the request.
 local function settle(record, request)
-    local status, coarse, length = done_of(request)
+    local status, coarse, length, _, head = done_of(request)
     if status and status >= 100 and status < 500 and length > 0
        and announced_of(request) <= length
     then
-        record.answered = end_timed(record, clock(), coarse, SUCCESS)
+        record.answered = end_timed(record, clock(), coarse, SUCCESS,
+                                    head)
     end
 end
 

@@ -60,6 +60,7 @@ local function new_upstream(map, settings)
         eject_max_ratio = settings.eject_max_ratio,
         slow_start_seconds = settings.slow_start_seconds,
         retry_non_idempotent = settings.retry_non_idempotent,
+        retry_stalled = settings.retry_stalled,
         retry_ratio = settings.retry_ratio,
         retries_per_second = settings.retries_per_second,
         check_path = settings.check_path,

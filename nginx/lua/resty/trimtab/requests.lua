@@ -79,6 +79,7 @@ local function new_record()
         semaphore = false,   -- to wake it
         is_last = false,     -- nginx was told to try it no more after this
         is_hasty = false,    -- nginx was told of the class's try timeout
+        is_rescued = false,  -- nginx is to give up the try under way
         is_probe = false,    -- the try under way tries an ejected server
         is_fallback = false, -- nginx's own balancer places this pass
         is_armed = false,    -- nginx will raise the flag

@@ -13,8 +13,8 @@
 -- server's word holds, and without one it is a queue), and what
 -- concerns waiting has defaults: hold "auto", max_waiting 10000, and
 -- max_wait_seconds that of timeout_seconds, 60. So has what concerns health
--- (see HEALTH below) and retries: retry_non_idempotent false, and
--- try_timeout_seconds, absent, that of timeout_seconds. What is wrong
+-- (see HEALTH below) and retries: retry_non_idempotent false, retry_stalled
+-- true, and try_timeout_seconds, absent, that of timeout_seconds. What is wrong
 -- raises an error that nginx prints before it refuses to start, or to reload.
 local cjson = require("cjson.safe")
 
@@ -35,7 +35,7 @@ local MAX_WAITING = 10000
 local HEALTH = {
     { "eject_failures", 3, 0, 1e6 },
     { "eject_error_ratio", 0.5, 0.01, 1 },
-    { "eject_stall_seconds", 0.25, 0, 86400 },
+    { "eject_stall_seconds", 0.1, 0, 86400 },
     { "eject_seconds", 1, 0.01, 86400 },
     { "eject_max_seconds", 60, 0.01, 86400 },
     { "eject_max_ratio", 0.5, 0, 1 },
@@ -131,10 +131,10 @@ local function read_peer(path, value, where)
 end
 
 
--- Whether a key is true; false where it is absent.
-local function flag(path, value, what)
+-- Whether a key is true; where it is absent, `default`, or false.
+local function flag(path, value, what, default)
     if value == nil or value == cjson.null then
-        return false
+        return default or false
     end
     if type(value) ~= "boolean" then
         fail(path, what .. " must be true or false", value)
@@ -153,6 +153,8 @@ local function read_health(path, value, settings)
     settings.retry_non_idempotent = flag(
         path, value.retry_non_idempotent,
         "retry_non_idempotent of " .. settings.name)
+    settings.retry_stalled = flag(path, value.retry_stalled,
+                                  "retry_stalled of " .. settings.name, true)
     local check = value.check_path
     if check ~= nil and check ~= cjson.null then
         if type(check) ~= "string" or not find(check, "^/[\33-\126]*$") then
