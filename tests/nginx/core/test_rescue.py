@@ -130,7 +130,7 @@ def test_an_answer_that_has_begun_is_not_given_up(tmp_path: Path) -> None:
         got = run(nginx, seconds=0.6)
         assert got.statuses.keys() == {200}
         assert ejections(nginx, slow) == 0
-        assert got.peers[slow.address] >= 2
+        assert got.peers[slow.address] >= 1
         assert retries(nginx) == 0
 
 
