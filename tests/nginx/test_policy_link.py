@@ -293,6 +293,45 @@ def test_a_killed_policy_server_costs_no_request(
     assert log.count("failed to report to the policy server") == 1
 
 
+def test_a_policy_server_that_hangs_costs_no_request(
+    nginx: Hooked, group: Peers, policy_port: int
+) -> None:
+    """Stopped under load, its connections open and silent: no request fails or waits for it, the
+    weights expire, the rule goes on with its own estimates; continued, it is followed again."""
+    with policy_server(policy_port) as server:
+        server.set(weights=answer(group, 1, 0.5, 1.5))
+        learned(nginx, group, 0.5, 1.5)
+        server.process.send_signal(signal.SIGSTOP)
+        try:
+            got = asyncio.run(
+                load(
+                    nginx.port, ["/a"], concurrency=2, seconds=TIME_TO_LIVE + 1.0, pause=0.005,
+                    headers="X-Work: 0.002\r\n",
+                )
+            )  # fmt: skip
+            assert set(got.statuses) == {200}
+            # Two clients that each waited for calls that time out would have had a handful.
+            assert got.statuses[200] > 100
+            assert in_force(nginx, group) == ("static", [1.5, 0.5])
+            assert all(0.05 < a["rate"] < 20 for a in nginx.snapshot()["addresses"])
+            assert nginx.snapshot()["weights"]["policy_server"] == "failing"
+        finally:
+            server.process.send_signal(signal.SIGCONT)
+        learned(nginx, group, 0.5, 1.5)
+
+
+def test_without_static_weights_w_is_one_when_the_weights_expire(
+    tmp_path: Path, group: Peers, policy_port: int
+) -> None:
+    """No weight is configured: after the time to live W = 1 for each peer."""
+    each = [{"address": address} for address in group.addresses]
+    with hooked(tmp_path, {"a": each}, policy=f"127.0.0.1:{policy_port}") as nginx:
+        with policy_server(policy_port) as server:
+            server.set(weights=answer(group, 1, 0.5, 1.5, ttl=0.5))
+            learned(nginx, group, 0.5, 1.5)
+        until(lambda: in_force(nginx, group) == ("static", [1.0, 1.0]), 6)
+
+
 def test_unchanged_keeps_the_weights_alive(nginx: Hooked, group: Peers, policy_port: int) -> None:
     """A server that answers "unchanged" prolongs the time to live, for as long as it does."""
     with policy_server(policy_port) as server:

@@ -90,6 +90,71 @@ def test_invariants_hold_whatever_is_proposed(proposals: list[Weights | None]) -
         held = weights
 
 
+ORDER = st.one_of(
+    st.tuples(
+        st.just("pin"),
+        st.sampled_from([(u, a) for u in ("a", "b") for a in ("s1:1", "s2:1")]),
+        st.none() | st.floats(1 / 3, 3),
+    ),
+    st.tuples(st.just("drain"), st.sampled_from(["s1:1", "s2:1"]), st.booleans()),
+    st.tuples(st.just("shadow"), st.none(), st.booleans()),
+)
+
+
+@settings(max_examples=150)
+@given(st.lists(st.tuples(st.lists(ORDER, max_size=3), garbage()), min_size=1, max_size=12))
+def test_orders_hold_whatever_is_proposed(
+    steps: list[tuple[list[tuple[str, object, object]], Weights | None]],
+) -> None:
+    """Between any proposals any pins, drains and shadow: what is pinned has its W, what is drained
+    is, nothing else is; other W are within the bound, take bounded steps, in shadow towards 1; a
+    refused proposal moves nothing but that; a generation more says that something differs."""
+    one = guard()
+    held = one.admit(None, None, "start").weights
+    pins: dict[tuple[str, str], float] = {}
+    drains: set[str] = set()
+    shadow = False
+    for orders, proposal in steps:
+        for kind, what, value in orders:
+            if kind == "pin":
+                one.pin(*what, value)
+                pins.pop(what, None)
+                pins |= {} if value is None else {what: value}
+            elif kind == "drain":
+                one.drain(what, value)
+                (drains.add if value else drains.discard)(what)
+            else:
+                one.shadow = shadow = value
+        verdict = one.admit(proposal, held, "test")
+        weights = verdict.weights
+        moved = False
+        for name, upstream in weights.upstreams.items():
+            for address, peer in upstream.peers.items():
+                old = held.upstreams[name].peers[address]
+                moved = moved or old != peer
+                assert peer.drain == (address in drains)
+                if (name, address) in pins:
+                    # Within the 2% below which a change is none.
+                    assert peer.weight == pytest.approx(pins[name, address], rel=0.021)
+                    continue
+                assert 1 / 3 - 1e-12 <= peer.weight <= 3 + 1e-12
+                assert old.weight / 1.5001 <= peer.weight <= old.weight * 1.5001
+                if shadow:
+                    assert abs(math.log(peer.weight)) <= abs(math.log(old.weight)) + 1e-9
+                elif verdict.refused:
+                    assert peer.weight == old.weight
+        assert weights.generation == held.generation + verdict.changed
+        if verdict.changed:
+            assert moved or any(
+                u.deadline_seconds != held.upstreams[n].deadline_seconds
+                or u.service_time_seconds != held.upstreams[n].service_time_seconds
+                for n, u in weights.upstreams.items()
+            )
+        else:
+            assert weights is held
+        held = weights
+
+
 @given(
     number=st.sampled_from([math.nan, math.inf, -math.inf, 0.0, -1.0]),
     where=st.sampled_from(["weight", "affinity", "rate", "slots"]),

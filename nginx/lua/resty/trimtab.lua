@@ -19,7 +19,8 @@
 -- request to nginx's own balancer, and says so in the error log.
 --
 -- Runs on nginx 1.22 with lua module 0.10.23 and lua-resty-core 0.1.25
--- (Debian 12), and uses nothing that a current OpenResty lacks. Needs
+-- (Debian 12), and uses nothing that a current OpenResty lacks, though none
+-- was run. Needs
 -- lua_code_cache on, which it is by default.
 local account = require("resty.trimtab.account")
 local base = require("resty.core.base")

@@ -93,6 +93,25 @@ def test_target_follows_by_steps() -> None:
     assert not (weights(agent._target) == before).all()
 
 
+def test_the_target_network_values_what_the_other_chose() -> None:
+    """Double Q-learning: y = r + γ·Q′(s′, argmax Q(s′, ·)), by hand, and not the maximum of Q′."""
+    from trimtab.learn import dqn
+
+    states = clusters()
+    agent = learned(0, states, list(in_flight(states)), count=dqn.LEAST_TRANSITIONS)
+    with torch.no_grad():
+        # Where the two disagree most: the target likes best what the other likes least.
+        agent._target[-1].weight.copy_(-agent._online[-1].weight)
+        agent._target[-1].bias.copy_(-agent._online[-1].bias)
+    batch = list(agent._replay)
+    _, wanted = agent._compared(batch)
+    for (_, _, reward, then), y in zip(batch, wanted.tolist(), strict=True):
+        online = agent._online(torch.tensor(then)).detach().numpy()
+        target = agent._target(torch.tensor(then)).detach().numpy()
+        assert y == pytest.approx(reward + dqn.GAMMA * target[online.argmax()], abs=1e-4)
+        assert target[online.argmax()] < target.max()
+
+
 def test_state_survives_as_json() -> None:
     """Saved and restored, the replay is the same, and so is what is learned from it."""
     from trimtab.learn.dqn import DQN

@@ -11,6 +11,7 @@ from trimtab.model import PeerWeight, UpstreamWeights, Weights
 from trimtab.twin import engine, rule
 from trimtab.twin.agreement import checks, erlang_c_response, speed_per_second
 from trimtab.twin.compiled import AVAILABLE, compiled_module
+from trimtab.twin.events import Rule, simulate
 from trimtab.twin.workload import Changes, Requests, Servers, poisson
 from trimtab.twin.world import RULES, World
 
@@ -163,6 +164,22 @@ def test_weights_come_into_force_after_the_delay_on_each_balancer_in_turn() -> N
         one.advance(0.4)
         seen.append([s.generation for s in one.read()])
     assert seen == [[0, 0], [7, 0], [7, 7], [7, 7]]
+
+
+@pytest.mark.parametrize("sharing", [False, True])
+def test_thrashing_and_slowdowns_are_those_of_the_other_simulator(sharing: bool) -> None:
+    """One server in overload that thrashes beyond four requests and is slowed and freed again: each
+    request ends when it does in `events`, which the emulator's own queue is held to."""
+    servers = replace(Servers.alike(1, 2, sharing=sharing), thrash=np.array([[4.0, 0.03, 0.7]]))
+    requests = poisson(2000, 2.2, seed=5)
+    events = changed((100.0, 0, 0.5, 0.0, 0), (300.0, 0, 1.0, 0.0, 0))
+    one = world(servers, requests, events)
+    one.finish()
+    other = simulate(servers, requests, Rule(name="round_robin"), seed=0, changes=events)
+    assert one.outcome.ended == pytest.approx(other.ended, rel=1e-9)
+    calm = world(replace(servers, thrash=Servers.alike(1).thrash), requests, events)
+    calm.finish()
+    assert calm.outcome.ended.max() < one.outcome.ended.max()
 
 
 def test_a_drained_server_gets_nothing() -> None:
