@@ -61,6 +61,11 @@ SERVER = """
             log_by_lua_block { require("resty.trimtab").log("b") }
         }
         location /unhooked { proxy_pass http://a; }
+        location /patient {
+            access_by_lua_block { require("resty.trimtab").access("a") }
+            proxy_pass http://a;
+            log_by_lua_block { require("resty.trimtab").log("a") }
+        }
         location /socket {
             access_by_lua_block { require("resty.trimtab").access("b") }
             proxy_pass http://b;
@@ -377,7 +382,7 @@ def test_http_2_streams_that_are_given_up_are_released(nginx: Hooked, is_reset: 
     leave nothing and blame nobody; the streams beside them are answered."""
     failures = nginx.total("a", "failures")
     with Http2(nginx.http2_port) as client:
-        streams = [client.ask("/a", 5.0) for _ in range(8)]
+        streams = [client.ask("/patient", 5.0) for _ in range(8)]
         until(lambda: nginx.in_flight() == 8)
         if is_reset:
             for stream in streams:

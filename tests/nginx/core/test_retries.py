@@ -1,10 +1,17 @@
 """The retry budget, in a real nginx: what goes to another server, and what does not."""
 
 import asyncio
+import http.client
 from pathlib import Path
 
+import pytest
+
 from hooked import hooked, load, until
+from nginxes import toml
 from peers import Peer, peers
+from trimtab import config
+from trimtab.actuators.nginx_process import NginxProcess
+from trimtab.config import split_address
 
 BUDGET = {"tries": 3, "retry_ratio": 0.2, "retries_per_second": 0}
 
@@ -106,3 +113,25 @@ def test_held_requests_have_the_same_budget(tmp_path: Path) -> None:
         )
         assert got.statuses == {500: 60}
         assert sum(p.seen for p in group) == 60 + 10
+
+
+@pytest.mark.parametrize("fault", ["500", "502", "503", "504", "close", "hang", "404"])
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_as_rendered_only_what_may_be_sent_twice_is(
+    tmp_path: Path, method: str, fault: str
+) -> None:
+    """With the rendered configuration a GET goes to another server after an error, a timeout, and
+    an answer of 500 and 502 to 504; a POST, and one after a 404, to one server alone."""
+    with peers(Peer(), Peer()) as group:
+        text = toml(tmp_path, peers=group.addresses)
+        checked = config.parse(text.replace("timeout_seconds = 2", "timeout_seconds = 0.3"))
+        _, port = split_address(checked.nginx.listen[0])
+        with NginxProcess.rendered(tmp_path, checked):
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+            connection.request(method, "/read", b"x" * 10, {"X-Fault": fault})
+            status = connection.getresponse().status
+            connection.close()
+        tries = 2 if method == "GET" and fault != "404" else 1
+        assert [p.seen for p in group].count(1) == tries
+        assert sum(p.seen for p in group) == tries
+        assert status == (int(fault) if fault.isdigit() else {"close": 502, "hang": 504}[fault])
