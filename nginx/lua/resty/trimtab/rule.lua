@@ -59,6 +59,12 @@ local SPREAD = 0.1
 -- What sharing costs a request, and again what it costs the others.
 local SHARED_COST = 2
 
+-- Makes any difference of scores larger than 1 and than any index: 1e-300 s
+-- is less than doubles of a microsecond can differ by.
+local APART = 1e300
+-- A server has room for a request or it has none: any number from 0 to 1.
+local LEAST_ROOM = 1e-9
+
 -- An idle server is believed for about this long before the prior takes
 -- over, so that one that was slow is tried again.
 local IDLE_TAU_SECONDS = 10
@@ -108,32 +114,36 @@ _M.score = score
 local function pick(count, server, weight, affinity, skip, service,
                     in_flight, work, rate, error, slots, sharing, uniform,
                     scores)
-    local best, ties, first = huge, 0, -1
+    local best = huge
     for p = 0, count - 1 do
         local s = huge
         if skip[p] == 0 then
             -- score(), written out: see the end of the function.
             local i = server[p]
             local n, k, r = in_flight[i], slots[i], rate[i]
-            local wait, own = 0, service * affinity[p]
+            local own = service * affinity[p]
+            local wait
             if sharing[i] ~= 0 and k >= 1 then
                 wait = SHARED_COST * own * max(0, n + 1 - k) / (k * r)
             else
                 k = max(k, 1)
-                if n + 1 > k then
-                    wait = (n + 1 - k) / n * work[i] / (k * r)
-                end
+                wait = max(0, n + 1 - k) / max(n, 1) * work[i] / (k * r)
             end
             s = (own / r
                  * (1 + ERROR_COST * error[i] + SPREAD * n / k) + wait)
                 / weight[p]
         end
         scores[p] = s
-        if s < best then
-            best, ties, first = s, 1, p
-        elseif s == best and s < huge then
-            ties = ties + 1
-        end
+        best = min(best, s)
+    end
+    if best == huge then
+        return -1
+    end
+    local ties, first = 0, count
+    for p = 0, count - 1 do
+        local apart = (scores[p] - best) * APART
+        ties = ties + max(0, 1 - apart)
+        first = min(first, p + apart)
     end
     if ties < 2 then
         return first
@@ -267,12 +277,12 @@ function _M.claim(count, server, weight, affinity, skip, service, in_flight,
     end
     local best, found = held, -1
     for q = 0, count - 1 do
+        i = server[q]
+        -- Far more than held where it has no room.
         local s = scores[q]
+                  + max(0, LEAST_ROOM - (limit[i] - in_flight[i])) * APART
         if s < best then
-            i = server[q]
-            if in_flight[i] < limit[i] then
-                best, found = s, q
-            end
+            best, found = s, q
         end
     end
     if found >= 0 then
