@@ -43,6 +43,7 @@ build = {
       ["resty.trimtab.mapping"] = "nginx/lua/resty/trimtab/mapping.lua",
       ["resty.trimtab.message"] = "nginx/lua/resty/trimtab/message.lua",
       ["resty.trimtab.names"] = "nginx/lua/resty/trimtab/names.lua",
+      ["resty.trimtab.pace"] = "nginx/lua/resty/trimtab/pace.lua",
       ["resty.trimtab.passes"] = "nginx/lua/resty/trimtab/passes.lua",
       ["resty.trimtab.picks"] = "nginx/lua/resty/trimtab/picks.lua",
       ["resty.trimtab.policy"] = "nginx/lua/resty/trimtab/policy.lua",

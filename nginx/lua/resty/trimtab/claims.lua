@@ -16,13 +16,23 @@ local due_of = room_module.due_of
 local huge = math.huge
 local lateness = rule.lateness
 local max = math.max
+local min = math.min
 local new = require("ffi").new
 local tonumber = tonumber
+
+-- Its square makes any difference of urgencies, of whatever size, larger than
+-- 1: they may be as small as doubles get.
+local APART = 1e300
 
 local _M = {}
 
 local map, head, own
 local others, count = {}, 0
+-- The rooms of the first of them once more, by name, and an empty one where
+-- there are not so many: as in counters.lua.
+local NAMED = 3
+local room_1, room_2, room_3
+local nobody = new("trimtab_room")
 local seen_stamp = -1
 -- When the present walk runs, and the scale of urgencies then.
 local walk_now, mean_service = 0, 1
@@ -50,6 +60,10 @@ local function refresh()
             others[count] = mapping.row(map, i)
         end
     end
+    local function named(r)
+        return r <= count and others[r].room or nobody
+    end
+    room_1, room_2, room_3 = named(1), named(2), named(3)
 end
 
 
@@ -69,9 +83,14 @@ function _M.others_wait()
     if is_alone() then
         return false
     end
-    for r = 1, count do
-        if others[r].room.waiting > 0 then
-            return true
+    if room_1.waiting + room_2.waiting + room_3.waiting > 0 then
+        return true
+    end
+    if count > NAMED then
+        for r = NAMED + 1, count do
+            if others[r].room.waiting > 0 then
+                return true
+            end
         end
     end
     return false
@@ -108,10 +127,12 @@ function _M.see(class, view)
         if row.room.waiting > 0 then
             for p = 0, class.count - 1 do
                 local i = servers[p]
-                if row.claims[i] > 0 and urgency_at(row, i) > u then
-                    seen[i] = seen[i] + row.claims[i]
-                    seen_work[i] = seen_work[i] + row.claimed[i]
-                end
+                -- 1 where it is more urgent, else 0: one is as frequent as
+                -- the other, and each way would be a trace of its own.
+                local more = max(0, min(1, (urgency_at(row, i) - u)
+                                           * APART * APART))
+                seen[i] = seen[i] + more * row.claims[i]
+                seen_work[i] = seen_work[i] + more * row.claimed[i]
             end
         end
     end

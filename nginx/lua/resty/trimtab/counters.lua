@@ -61,6 +61,7 @@ local live_probes = {}
 -- loop over the rows would end the trace of whatever asks.
 local NAMED = 4
 local n_1, n_2, n_3, n_4
+local w_1, w_2, w_3, w_4
 local zeros
 local seen_stamp = -1
 -- What looks at the servers, and when it has.
@@ -102,10 +103,12 @@ local function refresh_rows()
             live_probes[live_count] = row.probes
         end
     end
-    local function named(r)
-        return r <= live_count and live_in_flight[r] or zeros
+    local function named(live, r)
+        return r <= live_count and live[r] or zeros
     end
-    n_1, n_2, n_3, n_4 = named(1), named(2), named(3), named(4)
+    local n, w = live_in_flight, live_work
+    n_1, n_2, n_3, n_4 = named(n, 1), named(n, 2), named(n, 3), named(n, 4)
+    w_1, w_2, w_3, w_4 = named(w, 1), named(w, 2), named(w, 3), named(w, 4)
 end
 
 
@@ -162,18 +165,17 @@ function _M.gather(count, server, in_flight, work)
     if head.rows_stamp ~= seen_stamp then
         refresh_rows()
     end
-    local ns, bs = live_in_flight[1], live_work[1]
     for p = 0, count - 1 do
         local i = server[p]
-        in_flight[i] = ns[i]
-        work[i] = bs[i]
+        in_flight[i] = n_1[i] + n_2[i] + n_3[i] + n_4[i]
+        work[i] = w_1[i] + w_2[i] + w_3[i] + w_4[i]
     end
-    for r = 2, live_count do
-        ns, bs = live_in_flight[r], live_work[r]
+    for r = NAMED + 1, live_count do
+        local ns, ws = live_in_flight[r], live_work[r]
         for p = 0, count - 1 do
             local i = server[p]
             in_flight[i] = in_flight[i] + ns[i]
-            work[i] = work[i] + bs[i]
+            work[i] = work[i] + ws[i]
         end
     end
 end

@@ -15,6 +15,7 @@ local dispatch = require("resty.trimtab.dispatch")
 local ejection = require("resty.trimtab.ejection")
 local libc = require("resty.trimtab.libc")
 local new = require("ffi").new
+local pace = require("resty.trimtab.pace")
 local passes = require("resty.trimtab.passes")
 local room_module = require("resty.trimtab.room")
 local rule = require("resty.trimtab.rule")
@@ -29,7 +30,6 @@ local begin_try = dispatch.begin_try
 local clock = libc.monotonic
 local drain_room = room_module.drain
 local enter = passes.enter
-local exp = math.exp
 local follow = weights.follow
 local free_slow = passes.free_slow
 local gather = counters.gather
@@ -55,13 +55,6 @@ local uniform = dispatch.uniform
 local MIN_WAIT_SECONDS = 0.001
 -- A poke that nobody uses ends after so many workers.
 local MAX_HOPS = 16
--- Fewer than so many, of those that were bound within about max_wait_seconds,
--- say nothing of a pace: then a request waits and sees.
-local PACE_LEAST = 8
-
--- Of max_wait_seconds: nobody is refused for what would be before the first
--- in line has waited so long.
-local SEEN_RATIO = 0.5
 
 local _M = {}
 
@@ -83,7 +76,7 @@ function _M.open(a_registry, a_dict, row)
     local most = 0
     for _, upstream in ipairs(registry.upstreams) do
         room_module.add_class(room, upstream)
-        upstream.bound, upstream.binding, upstream.bound_at = 0, 0, 0
+        pace.open(upstream)
         most = max(most, upstream.count)
     end
     all_count = #registry.servers
@@ -104,6 +97,7 @@ function _M.open(a_registry, a_dict, row)
         mean_service = 0,
         uniform = 0,
         free = 0,
+        is_alone = true,
     }
     self = nil
 end
@@ -123,29 +117,22 @@ local function left(waiter, upstream)
 end
 
 
--- What was bound of a class until now, and the seconds in which some waited;
--- both fade over max_wait_seconds, the time that they are to foretell. (A mean
--- of the last sixteen gaps took one stall of a second for the pace to come,
--- and refused hundreds that would have been served at once after it.)
-local function fade(upstream, now)
-    local gap = now - upstream.bound_at
-    local kept = exp(-gap / upstream.max_wait_seconds)
-    return upstream.bound * kept, upstream.binding * kept + gap
-end
-
-
 -- Binds a waiter, already removed from the room, to peer p.
 local function bind(waiter, p)
     local upstream = waiter.upstream
     left(waiter, upstream)
-    local bound, binding = fade(upstream, drain_now)
-    upstream.bound, upstream.binding = bound + 1, binding
-    upstream.bound_at = drain_now
+    pace.bound(upstream, drain_now)
     begin_try(waiter, p, view.scores, drain_now)
     waiter.is_bound = true
     if waiter ~= self then
         waiter.semaphore:post(1)
     end
+end
+
+
+-- Whether server i has room at this very moment.
+local function is_free(i)
+    return in_flight_at(i) < registry.limit[i]
 end
 
 
@@ -160,6 +147,7 @@ local look = segment(function()
     view.free = free
     view.mean_service = tonumber(map.head.mean_service)
     view.uniform = uniform()
+    view.is_alone = is_alone()
     return free > 0
 end)
 
@@ -172,11 +160,11 @@ local function drain(now, waiter)
         return
     end
     self, drain_now = waiter, now
-    if is_alone() then
+    if view.is_alone then
         drain_room(room, view, now, bind)
     else
         claims.begin_walk(now, view.mean_service)
-        drain_room(room, view, now, bind, claims.see, claims.claimed)
+        drain_room(room, view, now, bind, claims.see, claims.claimed, is_free)
     end
     self = nil
 end
@@ -200,7 +188,7 @@ end
 
 -- poke[i]: wakes the worker whose most urgent request waits for server i.
 local poke = segment(function(_, i)
-    if others_wait() and in_flight_at(i) < registry.limit[i] then
+    if others_wait() and is_free(i) then
         local port = claims.port_for(i, freed_at,
                                      tonumber(map.head.mean_service))
         wake.poke(port, i, min(claims.others() - 1, MAX_HOPS))
@@ -226,21 +214,37 @@ function _M.serve()
 end
 
 
+-- recall[view]: brings the state of the servers up to date; returns the time.
+local recall = segment(function()
+    local now = clock()
+    follow(registry, dict, now)
+    touch(now)
+    return now
+end)
+
+
+-- How many workers more the poke under way may wake.
+local hops_left = 0
+
+-- pass_on[i]: wakes the next worker where server i still has room.
+local pass_on = segment(function(_, i)
+    if i < map.head.addresses and others_wait() and is_free(i) then
+        wake.poke(claims.next_port(), i, hops_left - 1)
+    end
+end)
+
+
 -- Looks at the room, if anyone waits. Where a poke says that server i has
 -- room and nobody here takes it, those of the next worker may. Slow readers
 -- are looked for first.
 local function recheck(i, hops)
     free_slow()
     if room.waiting > 0 then
-        local now = clock()
-        follow(registry, dict, now)
-        touch(now)
-        drain(now)
+        drain(recall[view])
     end
-    if i and hops > 0 and i < map.head.addresses and others_wait()
-       and in_flight_at(i) < registry.limit[i]
-    then
-        wake.poke(claims.next_port(), i, hops - 1)
+    if i and hops > 0 then
+        hops_left = hops
+        local _ = pass_on[i]
     end
 end
 
@@ -261,39 +265,19 @@ function _M.vacate(waiter)
 end
 
 
--- Publishes what a waiter that no drain has looked at waits for.
-local function claim(waiter, upstream, now)
-    local mean_service = tonumber(map.head.mean_service)
-    claims.begin_walk(now, mean_service)
-    gather(upstream.count, upstream.server, view.in_flight, view.work)
-    claims.add_own(upstream, view.in_flight, view.work)
-    local p = pick(upstream.count, upstream.server, upstream.weight,
-                   upstream.affinity, upstream.skip, upstream.service,
-                   view.in_flight, view.work, map.rate, map.error,
-                   registry.slots, registry.sharing, uniform(),
-                   view.scores)
-    if p >= 0 then
-        claims.claimed(waiter, p, room_module.urgency_of(
-            upstream, waiter, now, mean_service))
-    end
-end
+-- time[record]: now.
+local time = segment(function()
+    local now = clock()
+    return now
+end)
 
 
--- The seconds that a request which comes now would have to wait, by the pace
--- at which its class is served here.
-local function expected_wait(upstream, now)
-    local bound, binding = fade(upstream, now)
-    return bound < PACE_LEAST and 0 or upstream.waiting * binding / bound
-end
-
-
--- Waits until bound. Returns false when it took too long.
-local function wait(record, upstream)
+-- Waits until bound, from now on. Returns false when it took too long.
+local function wait(record, upstream, now)
     local look_at = record.arrival + LOOK_SERVICES * upstream.service
     local last = record.arrival + upstream.max_wait_seconds
     local semaphore = record.semaphore
     while true do
-        local now = clock()
         local till = now < look_at and min(look_at, last) or last
         local posted = semaphore:wait(max(till - now, MIN_WAIT_SECONDS))
         if record.is_bound then
@@ -303,8 +287,8 @@ local function wait(record, upstream)
             end
             return true
         end
+        now = time[record]
         if not posted then
-            now = clock()
             drain(now, record)
             if record.is_bound then
                 return true
@@ -318,6 +302,57 @@ local function wait(record, upstream)
 end
 
 
+-- The request that is being admitted, and when it came.
+local admitted, admitted_at
+
+
+-- picked[upstream]: the peer of least score. See dispatch.lua.
+local picked = segment(function(_, upstream)
+    local p = pick(upstream.count, upstream.server, upstream.weight,
+                   upstream.affinity, upstream.skip, upstream.service,
+                   view.in_flight, view.work, map.rate, map.error,
+                   registry.slots, registry.sharing, uniform(), view.scores)
+    return p
+end)
+
+
+-- join[record]: lets a request wait that has just come. Returns what it would
+-- have to wait where that is known, else 0.
+local join = segment(function(_, record)
+    local upstream = record.upstream
+    local expected = pace.foretold(upstream, record.arrival)
+    push(room, upstream, record)
+    claims.class_waiting(upstream.index, 1)
+    claims.publish(room.waiting)
+    return expected
+end)
+
+
+-- is_full[upstream]: whether more wait of the class than may.
+local is_full = segment(function(_, upstream)
+    return upstream.waiting + claims.others_of(upstream.index)
+           > upstream.max_waiting
+end)
+
+
+-- survey[upstream]: its servers, with what is claimed of them here.
+local survey = segment(function(_, upstream)
+    gather(upstream.count, upstream.server, view.in_flight, view.work)
+    claims.add_own(upstream, view.in_flight, view.work)
+end)
+
+
+-- publish[p]: that the request which has just come waits for peer p.
+local publish = segment(function(_, p)
+    if p >= 0 then
+        local mean_service = tonumber(map.head.mean_service)
+        claims.begin_walk(admitted_at, mean_service)
+        claims.claimed(admitted, p, room_module.urgency_of(
+            admitted.upstream, admitted, admitted_at, mean_service))
+    end
+end)
+
+
 local function hold(record, upstream, now)
     if not record.semaphore then
         local err
@@ -326,45 +361,28 @@ local function hold(record, upstream, now)
             return nil, err
         end
     end
-    if upstream.waiting == 0 then
-        upstream.bound_at = now
-    end
-    local expected = 0
-    -- While the first in line is young the pace may be that of a stall which
-    -- is over; there is time to wait and see.
-    if upstream.waiting > 0 and now - upstream.first.arrival
-                                > SEEN_RATIO * upstream.max_wait_seconds
-    then
-        expected = expected_wait(upstream, now)
-    end
-    push(room, upstream, record)
-    claims.class_waiting(upstream.index, 1)
-    claims.publish(room.waiting)
+    local expected = join[record]
     drain(now, record)
     if record.is_bound then
         return true
     end
-    if expected > upstream.max_wait_seconds
-       or upstream.waiting + claims.others_of(upstream.index)
-          > upstream.max_waiting
-    then
+    if expected > upstream.max_wait_seconds or is_full[upstream] then
         _M.vacate(record)
     else
-        if record.claim < 0 and not is_alone() then
-            claim(record, upstream, now)
+        if record.claim < 0 and not view.is_alone then
+            -- No drain has looked at it: others are to know all the same.
+            local _ = survey[upstream]
+            _ = publish[picked[upstream]]
         end
-        if wait(record, upstream) then
+        if wait(record, upstream, now) then
             return true
         end
-        expected = expected_wait(upstream, clock())
+        expected = pace.expected_wait(upstream, clock())
     end
     claims.class_refused(upstream.index)
     return false, expected
 end
 
-
--- The request that is being admitted, when it came, and its class.
-local admitted, admitted_at
 
 -- What begin returns.
 local DONE, TO_PICK, TO_WAIT = 0, 1, 2
@@ -395,16 +413,6 @@ local begin = segment(function(_, upstream)
 end)
 
 
--- picked[upstream]: the peer of least score. See dispatch.lua.
-local picked = segment(function(_, upstream)
-    local p = pick(upstream.count, upstream.server, upstream.weight,
-                   upstream.affinity, upstream.skip, upstream.service,
-                   view.in_flight, view.work, map.rate, map.error,
-                   registry.slots, registry.sharing, uniform(), view.scores)
-    return p
-end)
-
-
 -- settle[p]: binds the request to peer p, if that has room or there is none.
 local settle = segment(function(_, p)
     if p < 0 then
@@ -412,7 +420,7 @@ local settle = segment(function(_, p)
     end
     local record = admitted
     local i = record.upstream.server[p]
-    if view.in_flight[i] < registry.limit[i] then
+    if is_free(i) then
         begin_try(record, p, view.scores, admitted_at)
         record.is_bound = true
         return DONE
@@ -439,7 +447,6 @@ function _M.admit(upstream)
 end
 
 -- See rule.pick and segment.lua.
-off(claim)
 off(drain)
 off(_M.admit)
 off(_M.serve)

@@ -173,7 +173,8 @@ end
 
 
 -- The walk under way: what it was called with, and where it stands.
-local walk_room, walk_view, walk_now, walk_bind, walk_see, walk_claimed
+local walk_room, walk_view, walk_now, walk_bind
+local walk_see, walk_claimed, walk_has_room
 local is_turn, has_room, walker
 local seen, seen_work
 
@@ -181,15 +182,8 @@ local seen, seen_work
 -- (segment.lua), so that no trace goes from the loop over the servers to
 -- deeper calls: see rule.pick.
 
--- begin[room]: puts the cursors on the heads.
-local begin = segment(function(_, room)
-    rewind(room.classes, walk_now, walk_view.mean_service)
-    is_turn = room.bound >= TURNS - 1
-end)
-
-
--- next_class[room]: the class whose cursor is next, or false.
-local next_class = segment(function(_, room)
+-- The class whose cursor is next, or false.
+local function next_class(room)
     local view = walk_view
     if view.free <= 0 then
         return false
@@ -202,6 +196,15 @@ local next_class = segment(function(_, room)
         end
     end
     return most_urgent(room.classes) or false
+end
+
+
+-- begin[room]: puts the cursors on the heads. Returns the class that is
+-- first, or false.
+local begin = segment(function(_, room)
+    rewind(room.classes, walk_now, walk_view.mean_service)
+    is_turn = room.bound >= TURNS - 1
+    return next_class(room)
 end)
 
 
@@ -230,7 +233,7 @@ local function take(room, view, class, waiter, p)
     local i = class.server[p]
     view.in_flight[i] = view.in_flight[i] + 1
     view.work[i] = view.work[i] + class.service * class.affinity[p]
-    if has_room then
+    if has_room and (not walk_has_room or walk_has_room(i)) then
         view.free = view.free - 1
         room.bound = is_turn and 0 or room.bound + 1
         is_turn = room.bound >= TURNS - 1
@@ -246,7 +249,8 @@ local function take(room, view, class, waiter, p)
 end
 
 
--- settle[p]: what follows from the claim, and the cursor one further.
+-- settle[p]: what follows from the claim, the cursor one further, and the
+-- class that is next, or false.
 local settle = segment(function(_, p)
     local class = walker
     local waiter = class.cursor
@@ -264,6 +268,7 @@ local settle = segment(function(_, p)
         class.urgency = urgency_of(class, after, walk_now,
                                    walk_view.mean_service)
     end
+    return next_class(walk_room)
 end)
 
 
@@ -276,20 +281,17 @@ end)
 -- `see(class, waiter, view)`, if there is one, is called before each claim and
 -- may exchange view.in_flight and view.work for the arrays that this request
 -- is to see; `claimed(waiter, p, urgency)`, with it, after each claim that
--- stays one.
-function _M.drain(room, view, now, bind, see, claimed)
-    walk_room, walk_view, walk_now = room, view, now
-    walk_bind, walk_see, walk_claimed = bind, see, claimed
-    local _ = begin[room]
-    for _ = 1, CLAIMS * #room.classes + room.waiting do
-        walker = next_class[room]
-        if not walker then
-            return
-        end
+-- stays one. `is_free(i)`, with them, says whether server i has room still:
+-- the view is as old as the walk, and others bind meanwhile.
+function _M.drain(room, view, now, bind, see, claimed, is_free)
+    walk_room, walk_view, walk_now, walk_bind = room, view, now, bind
+    walk_see, walk_claimed, walk_has_room = see, claimed, is_free
+    walker = begin[room]
+    while walker do
         if see then
-            _ = look[walker]
+            local _ = look[walker]
         end
-        _ = settle[claimed_by[walker]]
+        walker = settle[claimed_by[walker]]
     end
 end
 
