@@ -163,7 +163,7 @@ class Hooked:
     def is_at_rest(self) -> bool:
         """Whether every gauge is zero and no record is held."""
         s = self.snapshot()
-        gauges = [a["in_flight"] for a in s["addresses"]]
+        gauges = [a[g] for a in s["addresses"] for g in ("in_flight", "work_seconds", "claims")]
         gauges += [u["in_flight"] + u["waiting"] for u in s["upstreams"]]
         gauges += [p["in_flight"] for u in s["upstreams"] for p in u["peers"]]
         return not any(gauges) and s["records"]["live"] == 0 and s["records"]["limbo"] == 0

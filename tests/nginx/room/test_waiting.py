@@ -5,7 +5,9 @@ import functools
 import socket
 import time
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -27,6 +29,9 @@ def test_the_urgent_class_goes_first_and_each_in_order(tmp_path: Path) -> None:
             clients[f"{kind} {number}"] = Client(nginx.port, f"/{kind}", 0.03)
             until(lambda: waiting(nginx) == len(clients))
         assert nginx.in_flight() == 1
+        address = nginx.snapshot()["addresses"][0]
+        service = nginx.snapshot()["upstreams"][0]["service_time_seconds"]
+        assert address["work_seconds"] == pytest.approx(service, rel=0.5)
         assert group[0].in_flight == 1
         assert finished(clients) == ["quick 1", "quick 2", "slow 1", "slow 2"]
         levels = nginx.snapshot()["addresses"][0]["seconds_at"]
@@ -259,7 +264,8 @@ def test_goodput_is_the_capacity_at_half_as_much_again(tmp_path: Path) -> None:
                     task.add_done_callback(lambda done: into.append(done.result()))
 
         async def measured() -> None:
-            for after in (1.0, seconds - 1.5):
+            # A window in which the machine does something else is one of several.
+            for after in (1.0, *[(seconds - 1.5) / 5] * 5):
                 await asyncio.sleep(after)
                 snapshot = await asyncio.to_thread(nginx.snapshot)
                 levels = snapshot["addresses"][0]["seconds_at"]
@@ -273,8 +279,8 @@ def test_goodput_is_the_capacity_at_half_as_much_again(tmp_path: Path) -> None:
 
         got = asyncio.run(all_of_it())
         until(nginx.is_at_rest)
-        (from_, at_first), (till, at_last) = full_seconds
-        assert (at_last - at_first) / (till - from_) > 0.95
+        shares = [(b[1] - a[1]) / (b[0] - a[0]) for a, b in pairwise(full_seconds)]
+        assert median(shares) > 0.95
         for name, each in got.items():
             statuses = sum((g.statuses for g in each), Counter())
             assert set(statuses) <= {200, 503}, name

@@ -287,7 +287,7 @@ def test_the_live_status_page_shows_the_hook(served: Config) -> None:
     addresses = {a["address"]: a for a in document["addresses"]}
     assert sum(sum(a["completions_at"]) for a in addresses.values()) == 60
     for address in addresses.values():
-        assert address["in_flight"] == 0
+        assert address["in_flight"] == address["work_seconds"] == address["claims"] == 0
         assert address["rate"] > 0
         assert (address["slots"], address["error_ratio"]) == (2, 0)
     for peer in all_peers(served):

@@ -104,10 +104,12 @@ end
 
 
 local function address_sums(map, rows, i, now)
-    local in_flight = 0
+    local in_flight, work, claims = 0, 0, 0
     local completions, seconds = zeros(LEVELS), zeros(LEVELS)
     for _, row in ipairs(rows) do
         in_flight = in_flight + tonumber(row.in_flight[i])
+        work = work + tonumber(row.work[i])
+        claims = claims + tonumber(row.claims[i])
         local levels = row.levels[i]
         for n = 1, LEVELS do
             completions[n] = completions[n]
@@ -126,6 +128,8 @@ local function address_sums(map, rows, i, now)
     end
     return {
         in_flight = in_flight,
+        work_seconds = work,
+        claims = claims,
         busy_seconds = busy,
         completions_at = completions,
         seconds_at = seconds,
@@ -292,6 +296,9 @@ end
 --   } },
 --   addresses = { {
 --     address = "127.0.0.1:9001", in_flight = 3,
+--     work_seconds = 0.036,           -- of what is in flight, v_j * a_ij each
+--     claims = 0,                     -- with several workers: waiting requests
+--                                     -- whose turn is near, for this server
 --     slots = 2,                      -- 0: unknown
 --     sharing = false,                -- whether all in flight share them
 --     limit = 2,                      -- in flight before others wait in
