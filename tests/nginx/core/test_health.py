@@ -466,7 +466,29 @@ def test_a_silent_server_is_left_until_it_answers(tmp_path: Path, hold: str) -> 
         until(nginx.is_at_rest)
 
 
-def test_a_slow_start_gives_a_returning_server_less(tmp_path: Path) -> None:
+def test_a_server_that_was_ejected_comes_back_slowly(tmp_path: Path) -> None:
+    """Back from an ejection it begins with a tenth of its weight, gets less than the other, and
+    has the whole when the time is over."""
+    with (
+        peers(Peer(), Peer()) as group,
+        hooked(tmp_path, {"a": known(group)}, health=HEALTH | {"slow_start_seconds": 4}) as nginx,
+    ):
+
+        def started(peer: Peer) -> float:
+            return float(nginx.pairs("a")[peer.address]["slow_start"])
+
+        group[0].fault = "500"
+        until(lambda: bool(run(nginx, 0.1)) and address(nginx, group[0])["down"], 5)
+        group[0].fault = ""
+        until(lambda: bool(run(nginx, 0.1)) and not address(nginx, group[0])["down"], 5)
+        assert started(group[0]) < 0.5
+        assert started(group[1]) == 1
+        got = run(nginx, 0.4)
+        assert got.peers[group[0].address] < got.peers[group[1].address]
+        until(lambda: bool(run(nginx, 0.1)) and started(group[0]) == 1, 10)
+
+
+def test_a_slow_start_gives_a_new_server_less(tmp_path: Path) -> None:
     """A server that a reload brings begins with part of its weight, others of the same age with
     all of it; at the first start of nginx nobody begins slowly."""
     with (
