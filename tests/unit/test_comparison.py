@@ -78,10 +78,16 @@ def test_every_scenario_is_in_one_table(compared: Comparison) -> None:
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| small")]
     assert [row[1] for row in rows] == ["least_conn", "table", "twin W"] * 2
     assert rows[1][4] == "1.91"
-    verdict = text.splitlines()[-1]
-    assert "small, table, during" in verdict
-    assert "least_conn" not in verdict
-    assert "twin W" not in verdict
+    above, _ = text.splitlines()[-2:]
+    assert above.count("worst 1.91") == 4
+    assert "small, table, during" in above
+    assert "least_conn" not in above
+    assert "twin W" not in above
+    # One seed gains much: the interval is wide to both sides, but none is worse.
+    one.art["table"] = {h: {1: 0.1, 2: 1.0} for h in ("during", "after")}
+    above, below = every_scenario([one], who, 2, hold="off", markdown=True).splitlines()[-2:]
+    assert above.endswith("in a seed: none.")
+    assert "small, table, after 0.4" in below
 
 
 def test_a_poisoned_file_praises_the_inverse(compared: Comparison) -> None:
