@@ -274,7 +274,11 @@ end)
 
 -- Waits until bound, from now on. Returns false when it took too long.
 local function wait(record, upstream, now)
-    local look_at = record.arrival + LOOK_SERVICES * upstream.service
+    -- Where no server has room there is none to go to by having waited: what
+    -- frees a slot looks at the room, and so does each 50 ms.
+    local look_at = view.free > 0
+                    and record.arrival + LOOK_SERVICES * upstream.service
+                    or now
     local last = record.arrival + upstream.max_wait_seconds
     local semaphore = record.semaphore
     while true do
