@@ -13,6 +13,7 @@ import pytest
 
 from hooked import Load, hooked, load, until
 from http2_raw import Http2
+from nginx.policy_server import policy_server
 from peers import Peer, peers
 from ports import free_ports
 from waiting_room import HELD, Client, finished, full, known, refused, waiting
@@ -187,6 +188,51 @@ def test_auto_steps_aside_for_unknown_slots(tmp_path: Path) -> None:
         for hold in ("auto", "on"):
             with hooked(tmp_path / hold, {"a": each}, hold={"hold": hold}) as nginx:
                 assert nginx.snapshot()["upstreams"][0]["is_holding"] == (hold == "on")
+
+
+def test_auto_holds_as_soon_as_the_policy_server_says_all_slots(tmp_path: Path) -> None:
+    """Nothing is configured: with slots for one of two peers auto holds nobody, with slots for both
+    requests wait beyond them, and no longer when they are unknown again."""
+    (port,) = free_ports(1)
+    with (
+        peers(Peer(), Peer()) as group,
+        hooked(
+            tmp_path,
+            {"a": [{"address": a} for a in group.addresses]},
+            policy=f"127.0.0.1:{port}",
+            hold=HELD,
+        ) as nginx,
+        policy_server(port) as server,
+    ):
+
+        def told(generation: int, *slots: float) -> None:
+            known_slots = dict(zip(group.addresses, slots, strict=False))
+            each = [
+                {"address": a, "weight": 1.0, "affinity": 1.0, "rate": 1.0}
+                | ({"slots": known_slots[a]} if a in known_slots else {})
+                for a in group.addresses
+            ]
+            server.set(
+                weights={
+                    "epoch": 7, "generation": generation, "time_to_live": 60.0,
+                    "refresh_interval": 0.1, "upstreams": [{"upstream": "a", "peers": each}],
+                }
+            )  # fmt: skip
+            until(lambda: nginx.snapshot()["weights"]["generation"] == generation)
+
+        def is_holding() -> bool:
+            return bool(nginx.snapshot()["upstreams"][0]["is_holding"])
+
+        told(1, 1.0)
+        assert not is_holding()
+        told(2, 1.0, 1.0)
+        until(is_holding)
+        # Two more at each where slots are an estimate, one second in eight.
+        clients = [Client(nginx.port, "/a", 0.3) for _ in range(9)]
+        until(lambda: waiting(nginx) >= 3)
+        assert [c.wait().status for c in clients] == [200] * 9
+        told(3)
+        until(lambda: not is_holding())
 
 
 def test_the_wait_counts_as_response_time(tmp_path: Path) -> None:
