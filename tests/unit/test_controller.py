@@ -12,7 +12,7 @@ from trimtab.assembly import build
 from trimtab.controller import Controller
 from trimtab.errors import ConfigError, SourceError, StateError
 from trimtab.guard import Guard
-from trimtab.learn.actions import searched
+from trimtab.learn.actions import PROFILES, searched
 from trimtab.learn.trained import Trained
 from trimtab.model import (
     AddressCounters,
@@ -500,3 +500,38 @@ def test_status_is_json_with_what_the_dashboard_needs(tmp_path: Path) -> None:
     assert status["statistics_age_seconds"] == 0.0
     times = [e["time"] for e in status["journal"]]
     assert times == sorted(times)
+
+
+def test_a_promotion_and_its_end_are_journalled_with_their_reasons(tmp_path: Path) -> None:
+    """A profile that is better is on trial and promoted, and reverted when it is worse: of each the
+    journal has the reason, and of what came into force the generation."""
+    store = Store(tmp_path)
+    guard = Guard(CONFIG, store.epoch, store.next_generation)
+    twin = searched("twin", "searched", {"a": {"s1:1": 2.0}})
+    policy = Learned(CONFIG, Trained(profiles=(twin,), digest="one"))
+    source, actuator = Traffic(), Applied()
+    controller = Controller(CONFIG, source, policy, guard, actuator, store, lambda: source.now)
+
+    def live(seconds: int, tardiness: float) -> None:
+        for n in range(seconds):
+            leans = actuator.all[-1].upstreams["a"].peers["s1:1"].weight > 1
+            source.tardiness = (tardiness if leans else 8.0) + n % 3 * 0.1
+            run(controller, source, 1)
+
+    live(15, 1.0)
+    assert controller.phase == "learning"
+    action = [*(p.name for p in PROFILES), "twin"].index("twin")
+    for state in policy.status()["clusters"]:
+        policy._table.prefill(state["index"], action, 2.0, 0.01, 50)
+        policy._table.prefill(state["index"], 0, 0.0, 0.01, 50)
+    live(150, 1.0)
+    assert guard.trials.promoted == ("twin",)
+    live(60, 80.0)
+    told = controller.status()["journal"]
+    promoted = [e for e in told if "twin promoted" in e["reason"]]
+    reverted = [e for e in told if "twin reverted" in e["reason"]]
+    assert promoted
+    assert reverted
+    assert promoted[0]["time"] < reverted[-1]["time"]
+    assert any("trial" in e["reason"] for e in told)
+    assert all(e["generation"] for e in promoted + reverted)

@@ -7,7 +7,9 @@ import pytest
 from brains import configuration
 from trimtab.estimate import Estimates
 from trimtab.fits import Slots
-from trimtab.learn.features import Features
+from trimtab.learn.actions import PROFILES
+from trimtab.learn.features import Features, features
+from trimtab.model import PairCounters, Window
 from trimtab.policy import Learned, Neutral, proposal
 
 NAMES = ("in_flight/s1:1", "connections")
@@ -71,6 +73,36 @@ def test_proposal_holds_every_pair_and_the_estimates() -> None:
     assert a.peers["s2:1"].slots == 4.0  # not sure: as the other
     assert a.peers["s3:1"].weight == 1.0
     assert weights.generation == 0
+
+
+def test_a_class_with_a_single_peer_is_fitted_and_never_leant() -> None:
+    """One upstream, one server: states are fitted as for many, every profile gives it W = 1, and
+    what is decided is one of them."""
+    alone = configuration(
+        {"a": ""}, {"s1:1": None}, "clusters = 27\nobserve_seconds = 30.0\nexploration_ratio = 1.0"
+    )
+    policy = Learned(alone)
+    for n in range(60):
+        window = Window(
+            seconds=1.0,
+            pairs={
+                "a": {
+                    "s1:1": PairCounters(
+                        in_flight=float(1 + n % 3 + 20 * (n % 2)),
+                        requests=50 + n % 5 + 200 * (n % 2),
+                    )
+                }
+            },
+        )
+        policy.observe(features(window, ["a"], ["s1:1"]), 1.0)
+    assert "states from 60 observations" in policy.fit()
+    assert 1 < len(policy.status()["clusters"]) <= 6
+    decided = policy.decide()
+    assert decided.profile in {p.name for p in PROFILES}
+    for profile in PROFILES:
+        estimates = Estimates(rates={"s1:1": 4.0}, affinity={"a": {"s1:1": 3.0}})
+        weights = proposal(alone, estimates, {}, profile.name)
+        assert weights.upstreams["a"].peers["s1:1"].weight == 1.0
 
 
 def test_unknown_slots_are_guessed_beside_known_ones() -> None:
