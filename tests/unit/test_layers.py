@@ -69,7 +69,7 @@ HOMES = {
     "jinja2": {"actuators.templates"},
     "trimtab.v1": {"answers", "bench.fleet_load", "messages", "packed", "unparsed", "wire"},
     "google": {"answers", "messages", "packed", "wire"},
-    "grpc": {"bench.fleet_load", "server"},
+    "grpc": {"bench.fleet_load", "server", "sweep.cluster"},
     "grpc_health": {"server"},
     "redis": {"ha.redis_store"},
     "grpc_reflection": {"server"},
@@ -79,6 +79,7 @@ HOMES = {
     "matplotlib": {"bench"},
     "numba": {"twin.compiled"},
     "cmaes": {"twin.search"},
+    "ray": {"sweep.cluster"},
     "crossplane": {"cli"},
 }
 

@@ -9,7 +9,7 @@ from trimtab.sweep.processes import MOST, Processes
 
 __all__ = ["add_arguments", "refuse", "sweep_of"]
 
-_OPTIONS: Final = ("jobs",)
+_OPTIONS: Final = ("jobs", "ray")
 
 
 def add_arguments(parser: argparse.ArgumentParser, of: str = "") -> None:
@@ -17,7 +17,14 @@ def add_arguments(parser: argparse.ArgumentParser, of: str = "") -> None:
     parser.add_argument(
         "--jobs", type=int, metavar="N",
         help=f"{of}simulations at once, each in a process of its own (default: as many "
-        "as there are usable cores; 1: in this one); the results are the same with any",
+        "as there are usable cores, with --ray all cores of the cluster; 1: in this one); the "
+        "results are the same with any",
+    )  # fmt: skip
+    parser.add_argument(
+        "--ray", metavar="ADDRESS",
+        help=f"{of}over the machines of this Ray cluster (host:port, ray://host:port or auto), or "
+        "over a private Ray of this machine (local); needs the extra ray; only a cluster that you "
+        "trust, see docs/security.md",
     )  # fmt: skip
 
 
@@ -33,4 +40,8 @@ def sweep_of(arguments: argparse.Namespace) -> Sweep:
     jobs = usable_cores() if arguments.jobs is None else arguments.jobs
     if not 1 <= jobs <= MOST:
         raise ConfigError(f"--jobs is {jobs}; it must be from 1 to {MOST}")
+    if arguments.ray is not None:
+        from trimtab.sweep.cluster import Cluster
+
+        return Cluster(arguments.ray, arguments.jobs)
     return Here() if jobs == 1 else Processes(jobs)
