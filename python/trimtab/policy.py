@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from trimtab.config import Config
 from trimtab.estimate import Estimates, shares
-from trimtab.learn.actions import NEUTRAL, PROFILES, Profile, profile_weights
+from trimtab.learn.actions import NEUTRAL, PROFILES, Profile, actions, profile_weights
 from trimtab.learn.clusters import MOST_SAMPLES, Clusters, State, fit_wanted
 from trimtab.learn.features import Features, demand
 from trimtab.learn.network import NetworkTable
@@ -169,7 +169,7 @@ class Learned:
         self, config: Config, trained: Trained | None = None, table: QTable | None = None
     ) -> None:
         self._config = config
-        self._profiles = (*PROFILES, *(trained.profiles if trained else ()))
+        self._profiles = actions(config.nginx.mode, trained.profiles if trained else ())
         self._trained = trained.digest if trained else ""
         learning = config.learning
         self._table = table or NetworkTable(

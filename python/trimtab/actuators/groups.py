@@ -10,6 +10,7 @@ from typing import Any, Final
 from trimtab.actuators.integer_weights import integer_weights
 from trimtab.actuators.square_root import square_root_shares
 from trimtab.config import Config, Upstream
+from trimtab.learn.actions import STOCK_POWER
 from trimtab.model import Weights
 
 __all__ = [
@@ -46,7 +47,7 @@ _KEEPALIVE_BOUNDS: Final = (64, 1024)
 # classes 86.5, 42.1, 30.7, 29.5, 29.1, 32.8, 42.4; the fastest slowed four times 46.1, 37.3, 33.1,
 # 32.4, 32.7, 37.8, 79.9; servers that share 58.6, 27.5, 19.2, 18.5, 18.2, 20.3 up to power 2. Of
 # the two that are best in all, the one farther from the rise.
-_LEAST_CONN_POWER: Final = 1.25
+_LEAST_CONN_POWER: Final = STOCK_POWER
 
 # Since http_500 and the like count as failures, nginx's own limit of one would take a server out
 # for ten seconds after one bad answer.

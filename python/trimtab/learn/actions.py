@@ -17,7 +17,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-__all__ = ["NEUTRAL", "PROFILES", "WEIGHT_BOUND", "Profile", "profile_weights", "searched"]
+__all__ = [
+    "LEVELS",
+    "NEUTRAL",
+    "PROFILES",
+    "STOCK_POWER",
+    "WEIGHT_BOUND",
+    "Profile",
+    "actions",
+    "profile_weights",
+    "searched",
+]
 
 # The bound of a residual weight to either side; the guard enforces the same.
 WEIGHT_BOUND: Final = 3.0
@@ -28,13 +38,16 @@ class Profile:
     """One way to lean on the balancing rule.
 
     The weight of a peer, before it is normalised and bounded, is `raw(rate, affinity)` times its
-    entry in `factors` (upstream -> address -> W; 1 where there is none).
+    entry in `factors` (upstream -> address -> W; 1 where there is none); with `levels`, what makes
+    the weight that nginx is told of servers of as many slots one of these, the nearest in
+    proportion to the rates.
     """
 
     name: str
     summary: str
     raw: Callable[[float, float], float]
     factors: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    levels: tuple[float, ...] = ()
 
 
 # Functions of a module, as a profile goes to other processes by their names.
@@ -82,6 +95,25 @@ PROFILES: Final = (
 )
 NEUTRAL: Final = 0
 
+# In stock mode one more. Rendered weights are those of the estimates times W there, so the others
+# are templates of weights: in proportion, steeper and flatter.
+LEVELS: Final = Profile(
+    name="levels",
+    summary="weights of 1, 3 and 5 by speed, as the founding project had them",
+    raw=_neutral,
+    levels=(1.0, 3.0, 5.0),
+)
+
+# nginx's weight of a server in stock mode is W times its capacity to this power: see
+# `actuators.groups`, which has what was measured.
+STOCK_POWER: Final = 1.25
+
+
+def actions(mode: str, given: Sequence[Profile] = ()) -> tuple[Profile, ...]:
+    """All profiles in the order of the actions: the built-in ones, those that a trained file has,
+    and in mode "stock" the levels."""
+    return (*PROFILES, *given, *((LEVELS,) if mode == "stock" else ()))
+
 
 def searched(name: str, summary: str, factors: Mapping[str, Mapping[str, float]]) -> Profile:
     """A profile of weights that were found elsewhere (in the twin), upstream -> address -> W.
@@ -109,10 +141,17 @@ def profile_weights(
     What is not estimated counts as 1. `upstream` is the name under which a profile has factors.
     """
     factors = profile.factors.get(upstream, {})
-    logs = {
-        a: math.log(profile.raw(rates.get(a, 1.0), affinity.get(a, 1.0)) * factors.get(a, 1.0))
-        for a in addresses
-    }
+    fastest = max((rates.get(a, 1.0) for a in addresses), default=1.0)
+
+    def raw(address: str) -> float:
+        rate = rates.get(address, 1.0)
+        if profile.levels:
+            wanted = rate / fastest * max(profile.levels)
+            level = min(profile.levels, key=lambda level: abs(level - wanted))
+            return float(level / rate**STOCK_POWER)
+        return profile.raw(rate, affinity.get(address, 1.0)) * factors.get(address, 1.0)
+
+    logs = {a: math.log(raw(a)) for a in addresses}
     middle = sum(logs.values()) / len(logs) if logs else 0.0
     bound = math.log(WEIGHT_BOUND)
     return {a: math.exp(min(max(v - middle, -bound), bound)) for a, v in logs.items()}

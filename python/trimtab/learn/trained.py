@@ -23,7 +23,7 @@ from typing import Any, Final
 
 from trimtab.config import Config
 from trimtab.errors import StateError
-from trimtab.learn.actions import PROFILES, Profile, searched
+from trimtab.learn.actions import LEVELS, PROFILES, Profile, searched
 from trimtab.learn.clusters import Clusters
 from trimtab.learn.network import Network, digest
 from trimtab.learn.network import load as load_network
@@ -164,7 +164,7 @@ _AGAIN: Final = "make it anew with `trimtab train`"
 def parse(body: Mapping[str, Any], content: str = "") -> Trained:
     """What a body gives. Raises KeyError, TypeError or ValueError for one of another shape."""
     profiles = []
-    known = {p.name for p in PROFILES}
+    known = {p.name for p in (*PROFILES, LEVELS)}
     for entry in body["profiles"]:
         weights = {
             str(n): {str(a): float(w) for a, w in peers.items()}

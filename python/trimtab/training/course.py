@@ -1,6 +1,8 @@
 """Training in the twin: the production controller steers simulated servers, over many seeds.
 
     1. search   W_ij by CMA-ES on the scenario (`twin.search`): the profiles "twin" and "twin-half"
+                of the least ART, "mean" and "tail" of the least mean and 99% quantile of response
+                times in deadlines
     2. observe  states are fitted over every load that is trained at (`observing`)
     3. learn    an episode a seed: the production controller with its estimator, guard and policy
                 in a `twin.world.World`; the load varies from seed to seed
@@ -48,11 +50,17 @@ from trimtab.training.plays import (
     play,
 )
 from trimtab.training.setting import addresses_of, upstreams_in_order, upstreams_of
-from trimtab.twin.search import by_name, search
+from trimtab.twin.search import OBJECTIVES, by_name, search
 
 __all__ = ["NEUTRAL_NAME", "Stage", "Training"]
 
 NEUTRAL_NAME: Final = PROFILES[NEUTRAL].name
+
+# The profiles of the objectives other than ART.
+_SEARCHED_FOR: Final = {
+    "mean": "W as searched in the twin for the least mean response time, in deadlines",
+    "tail": "W as searched in the twin for the least 99% quantile of response times, in deadlines",
+}
 
 # In training, trying is free: most decisions explore, and nothing has to be proven first.
 EXPLORATION_RATIO: Final = 0.75
@@ -84,7 +92,8 @@ class Stage:
 class _Progress:
     """What is done, as it stands in the trained file."""
 
-    weights: list[list[float]] | None = None  # W (C, M) of the search
+    weights: list[list[float]] | None = None  # W (C, M) of the search for the least ART
+    others: dict[str, list[list[float]]] = field(default_factory=dict)  # and for the others
     searched: dict[str, float] = field(default_factory=dict)
     seeds: list[int] = field(default_factory=list)
     # profile -> windows, mean and variance of its advantage in reward over neutral, measured
@@ -145,9 +154,14 @@ class Training:
     @property
     def total_seconds(self) -> float:
         """Simulated seconds of a whole training, about."""
-        runs = self._evaluations * SEARCH_RUNS * SEARCH_SECONDS + self._seeds * self._seconds
+        runs = len(OBJECTIVES) * self._search_seconds + self._seeds * self._seconds
         runs += observe_seconds(self._seconds) + check_seconds(self._seconds)
-        return runs + (2 * len(PROFILES) + 6) * self._compare_seconds
+        searched_for = 1 + len(OBJECTIVES)
+        return runs + (2 * (len(PROFILES) + searched_for) + 2) * self._compare_seconds
+
+    @property
+    def _search_seconds(self) -> float:
+        return self._evaluations * SEARCH_RUNS * SEARCH_SECONDS
 
     @property
     def _compare_seconds(self) -> float:
@@ -177,25 +191,22 @@ class Training:
     @property
     def profiles(self) -> tuple[Profile, ...]:
         """Those of the trained file: none before the search, or when it found nothing better."""
-        table = self._progress.weights
-        if table is None or self._is_neutral():
-            return ()
-        w = np.array(table)
-        return (
-            searched(
-                "twin",
-                "W as searched in the twin",
-                by_name(w, self._upstreams, self._addresses),
-            ),
-            searched(
+        progress = self._progress
+        found = [
+            ("twin", "W as searched in the twin", progress.weights, 1.0),
+            (
                 "twin-half",
                 "W^1/2: half as far from neutral as what was searched in the twin",
-                by_name(w, self._upstreams, self._addresses, 0.5),
+                progress.weights,
+                0.5,
             ),
+            *((name, _SEARCHED_FOR[name], table, 1.0) for name, table in progress.others.items()),
+        ]
+        return tuple(
+            searched(name, said, by_name(np.array(table), self._upstreams, self._addresses, power))
+            for name, said, table, power in found
+            if table is not None and not np.allclose(np.array(table), 1.0)
         )
-
-    def _is_neutral(self) -> bool:
-        return bool(np.allclose(np.array(self._progress.weights), 1.0))
 
     def resume(self) -> None:
         """Go on from the output file. Raises StateError when it is damaged, ConfigError when it is
@@ -267,10 +278,11 @@ class Training:
             self._sweep = sweep
             if sweep.parallel > 1:
                 compile_twin(self._scenario, self._config)
-        if self._progress.weights is None and self._evaluations:
-            self._search()
-            self._save()
-        self._done_seconds += self._evaluations * SEARCH_RUNS * SEARCH_SECONDS
+        for objective in OBJECTIVES:
+            if self._evaluations and not self._is_searched(objective):
+                self._search(objective)
+                self._save()
+            self._done_seconds += self._search_seconds
         if self._policy_state is None:
             self._observe()
             self._save()
@@ -296,21 +308,33 @@ class Training:
 
     # The stages
 
-    def _search(self) -> None:
+    def _is_searched(self, objective: str) -> bool:
+        if objective == "art":
+            return self._progress.weights is not None
+        # A training that was begun without them goes on without: its states and values are of
+        # the profiles that it had.
+        return objective in self._progress.others or self._policy_state is not None
+
+    def _search(self, objective: str) -> None:
         def told(count: int, art: float) -> None:
             done = count * SEARCH_RUNS * SEARCH_SECONDS
-            self._told(Stage("search", done, f"ART per 1000 {art:.1f}"))
+            self._heard(f"search, {objective}", done, f"ART per 1000 {art:.1f}")
 
         told(0, math.nan)
         try:
             found = search(
                 lambda tables: candidates(self._scenario, self._config, tables, self._sweep),
                 (len(self._upstreams), len(self._addresses)),
+                objective=objective,
                 evaluations=self._evaluations,
                 told=told,
             )
         except DependencyError as error:
-            self._told(Stage("no search", 0.0, str(error)))
+            if objective == "art":
+                self._told(Stage("no search", 0.0, str(error)))
+            return
+        if objective != "art":
+            self._progress.others[objective] = found.weights.tolist()
             return
         self._progress.weights = found.weights.tolist()
         self._progress.searched = {

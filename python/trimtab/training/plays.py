@@ -19,7 +19,8 @@ from trimtab.policy import Learned
 from trimtab.sweep.jobs import Job, Sweep, Told
 from trimtab.training.live import Fixed, Lived, live, world_of
 from trimtab.training.setting import addresses_of, upstreams_in_order
-from trimtab.twin.search import ideal_weights
+from trimtab.twin.bounds import in_deadlines
+from trimtab.twin.search import Played, ideal_weights
 
 __all__ = ["SEARCH_RUNS", "SEARCH_SECONDS", "Play", "candidates", "compile_twin", "play"]
 
@@ -70,8 +71,8 @@ class _Candidate:
     run: int
 
 
-def _candidate(of: _Candidate, _told: Told) -> tuple[int, float]:
-    """Requests and tardiness under weights that are known from the start, were estimates exact."""
+def _candidate(of: _Candidate, _told: Told) -> Played:
+    """What comes of weights that are known from the start, were estimates exact."""
     scenario, upstreams = of.scenario, upstreams_in_order(of.scenario, of.config)
     deadlines = {u.name: u.deadline_seconds or 1.0 for u in of.config.upstreams}
     world = world_of(scenario, of.config, of.run, SEARCH_SECONDS)
@@ -88,13 +89,15 @@ def _candidate(of: _Candidate, _told: Told) -> tuple[int, float]:
         )
     )
     world.finish()
-    return world.totals()
+    times = in_deadlines(world.requests, world.records())
+    requests, tardiness = world.totals()
+    return Played(requests, tardiness, float(times.mean()), float(np.quantile(times, 0.99)))
 
 
 def candidates(
     scenario: Scenario, config: Config, tables: Sequence[Floats], sweep: Sweep
-) -> Iterator[list[tuple[int, float]]]:
-    """Of each W (C, M) the requests and the tardiness of each run."""
+) -> Iterator[list[Played]]:
+    """Of each W (C, M) what came of each run."""
     jobs = [
         Job(
             label=f"candidate {n} of the search",

@@ -10,12 +10,15 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trimtab.model import FAILED_TARDINESS
 from trimtab.twin.events import OK, Records, Rule, simulate
 from trimtab.twin.workload import Changes, Requests, Servers
 
-__all__ = ["BOUNDS", "Summary", "bounds", "summary"]
+__all__ = ["BOUNDS", "Summary", "bounds", "in_deadlines", "summary"]
+
+Floats = NDArray[np.float64]
 
 BOUNDS: Final[Mapping[str, Rule]] = {
     "shortest expected delay knowing speeds": Rule(name="expected_delay"),
@@ -35,16 +38,22 @@ class Summary:
     error_ratio: float
 
 
+def in_deadlines(requests: Requests, records: Records) -> Floats:
+    """The response time of each request (N,) in deadlines of its class; of a failed one the time
+    that has the tardiness of a failure, or its own if that is longer."""
+    # A request that reached no server has no time at all; it is a failure like the others.
+    times = np.nan_to_num(records.ended - requests.at, nan=0.0)
+    relative = times / requests.deadline[requests.kind]
+    failed = np.maximum(relative, 1 + FAILED_TARDINESS)
+    return np.asarray(np.where(records.status == OK, relative, failed))
+
+
 def summary(requests: Requests, records: Records, *, after_seconds: float = 0.0) -> Summary:
     """Summary of the requests that arrived at `after_seconds` or later."""
     chosen = requests.at >= after_seconds
-    deadline = requests.deadline[requests.kind[chosen]]
-    times = (records.ended - requests.at)[chosen]
     good = records.status[chosen] == OK
-    # A request that reached no server has no time at all; it is a failure like the others.
-    tardiness = np.maximum(0.0, np.nan_to_num(times, nan=0.0) / deadline - 1)
-    tardiness = np.where(good, tardiness, np.maximum(tardiness, FAILED_TARDINESS))
-    served = times[good]
+    tardiness = np.maximum(0.0, in_deadlines(requests, records)[chosen] - 1)
+    served = (records.ended - requests.at)[chosen][good]
     p50, p99 = np.quantile(served, [0.5, 0.99]) if served.size else (np.nan, np.nan)
     count = int(chosen.sum())
     return Summary(

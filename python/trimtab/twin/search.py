@@ -2,9 +2,13 @@
 
 A candidate is log W, one number a server and class, within ±log 3 (what the guard lets through).
 It is played on the same requests as every other candidate, so that their difference is what the
-weights did; its cost is the mean over these runs of log(0.01 + ART per request), the reward that
-learning uses, negated. A weight common to all servers of a class changes nothing, so the search
-subtracts it.
+weights did. Its cost is the mean over these runs of a logarithm:
+
+    art    of 0.01 + ART per request: the reward that learning uses, negated
+    mean   of the mean response time, each in deadlines of its class
+    tail   of their 99% quantile
+
+A weight common to all servers of a class changes nothing, so the search subtracts it.
 Source: N. Hansen, "The CMA evolution strategy: a tutorial", 2016; the package `cmaes`.
 """
 
@@ -22,21 +26,42 @@ from trimtab.learn.actions import WEIGHT_BOUND
 from trimtab.learn.reward import FLOOR
 from trimtab.model import PeerWeight, UpstreamWeights, Weights
 
-__all__ = ["Found", "by_name", "ideal_weights", "search"]
+__all__ = ["OBJECTIVES", "Found", "Played", "by_name", "ideal_weights", "search"]
 
 Floats = NDArray[np.float64]
 
 # Of log W at the start: most candidates lie within a factor of two of neutral.
 FIRST_STEP: Final = 0.3
 
-# Plays candidates W (C, M): of each, in their order, the requests and the tardiness of every run.
-Play = Callable[[Sequence[Floats]], Iterator[Sequence[tuple[int, float]]]]
+# What may be searched for, see the module.
+OBJECTIVES: Final = ("art", "mean", "tail")
+
+
+@dataclass(frozen=True, slots=True)
+class Played:
+    """A run of a candidate: its requests and their tardiness; mean and 99% quantile of the response
+    times in deadlines, of which a failed request has ten at least."""
+
+    requests: int
+    tardiness: float
+    mean: float
+    tail: float
+
+    def cost(self, objective: str) -> float:
+        """What is minimised."""
+        if objective == "art":
+            return math.log(FLOOR + self.tardiness / max(self.requests, 1))
+        return math.log(max(self.mean if objective == "mean" else self.tail, FLOOR))
+
+
+# Plays candidates W (C, M): of each, in their order, what came of every run.
+Play = Callable[[Sequence[Floats]], Iterator[Sequence[Played]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """W (C, M) with geometric mean 1 in each class, and ART per 1000 requests of it and of W = 1,
-    over all runs."""
+    """W (C, M) with geometric mean 1 in each class; ART per 1000 requests of it and of W = 1, over
+    all runs."""
 
     weights: Floats
     art_per_1000: float
@@ -84,17 +109,18 @@ def _bounded(log_w: Floats, shape: tuple[int, int]) -> Floats:
     return np.asarray(np.exp(np.clip(table, -bound, bound)))
 
 
-def _cost(played: Sequence[tuple[int, float]]) -> tuple[float, float]:
+def _cost(runs: Sequence[Played], objective: str) -> tuple[float, float]:
     """What is minimised, and ART per 1000 requests."""
-    logs = [math.log(FLOOR + tardiness / max(n, 1)) for n, tardiness in played]
-    requests, tardiness = sum(n for n, _ in played), sum(t for _, t in played)
-    return sum(logs) / len(logs), 1000 * tardiness / max(requests, 1)
+    requests, tardiness = sum(r.requests for r in runs), sum(r.tardiness for r in runs)
+    cost = sum(r.cost(objective) for r in runs) / len(runs)
+    return cost, 1000 * tardiness / max(requests, 1)
 
 
 def search(
     play: Play,
     shape: tuple[int, int],
     *,
+    objective: str = "art",
     evaluations: int = 120,
     seed: int = 0,
     told: Callable[[int, float], None] = lambda _count, _best: None,
@@ -105,6 +131,7 @@ def search(
         play: plays a generation of candidates, each on the same runs; it may do so at once, as no
             candidate of a generation depends on another.
         shape: (C, M).
+        objective: one of OBJECTIVES.
         evaluations: candidates, about; whole generations are played.
         seed: of the search.
         told: called with the candidates so far and the best ART per 1000.
@@ -119,7 +146,7 @@ def search(
         ) from None
     neutral = np.ones(shape)
     (played,) = play([neutral])
-    least, art = _cost(played)
+    least, art = _cost(played, objective)
     neutral_art, best = art, neutral
     size = shape[0] * shape[1]
     if size < 2 or shape[1] < 2:
@@ -137,7 +164,7 @@ def search(
         tables = [_bounded(candidate, shape) for candidate in candidates]
         generation = []
         for candidate, w, played in zip(candidates, tables, play(tables), strict=True):
-            value, its_art = _cost(played)
+            value, its_art = _cost(played, objective)
             generation.append((candidate, value))
             if value < least:
                 least, best, art = value, w, its_art

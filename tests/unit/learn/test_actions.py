@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimtab.learn.actions import NEUTRAL, PROFILES, WEIGHT_BOUND, profile_weights
+from trimtab.learn.actions import (
+    LEVELS,
+    NEUTRAL,
+    PROFILES,
+    WEIGHT_BOUND,
+    actions,
+    profile_weights,
+    searched,
+)
 
 NUMBERS = st.dictionaries(
     st.sampled_from([f"s{n}:1" for n in range(6)]), st.floats(1 / 20, 20), max_size=6
@@ -14,7 +22,7 @@ NUMBERS = st.dictionaries(
 ADDRESSES = [f"s{n}:1" for n in range(5)]
 
 
-@given(rates=NUMBERS, affinity=NUMBERS, profile=st.sampled_from(PROFILES))
+@given(rates=NUMBERS, affinity=NUMBERS, profile=st.sampled_from((*PROFILES, LEVELS)))
 def test_weights_are_bounded_and_complete(rates, affinity, profile) -> None:
     """Whatever the estimates, each peer has a weight within [1/3, 3], and some are not above 1."""
     weights = profile_weights(profile, ADDRESSES, rates, affinity)
@@ -46,3 +54,10 @@ def test_profiles_lean_where_they_say(name: str, favoured: str) -> None:
 def test_no_peers_no_weights() -> None:
     """An upstream without peers has none."""
     assert profile_weights(PROFILES[1], [], {}, {}) == {}
+
+
+def test_stock_mode_has_the_levels_too_and_last() -> None:
+    """A trained file's network knows its actions by their place."""
+    given = searched("twin", "found", {})
+    assert actions("lua", [given]) == (*PROFILES, given)
+    assert actions("stock", [given]) == (*PROFILES, given, LEVELS)
