@@ -34,7 +34,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from trimtab.allowance import Allowance
+from trimtab.allowance import OWED, Allowance
 from trimtab.learn.qlearning import MOST_REWARD
 
 __all__ = ["PROMOTED", "STAGES", "Trials"]
@@ -178,9 +178,7 @@ class Trials:
             return self._doubt() if self._doubted else (neutral, "")
         trial = self._trials.setdefault(profile, _Trial())
         if trial.stage == "reverted":
-            return self._instead(
-                f"{profile} was reverted and rests for {trial.rest} more decisions"
-            )
+            return self._instead(f"{profile} was reverted, rests for {trial.rest} decisions more")
         if self._windows < BASELINE_WINDOWS and (exploring or self._prove):
             return neutral, (
                 f"{profile} is a candidate, but neutral was measured {self._windows} times only"
@@ -206,6 +204,8 @@ class Trials:
     def _turn(self, profile: str) -> tuple[str, str]:
         trial, base = self._trials[profile], self._base
         trial.turns += 1
+        if self.allowance.owed:
+            return base, f"the trial of {profile} rests: {OWED}"
         if self._chain and self._chain[-1][0] == base:
             return profile, f"on trial, switchback {len(trial.gains) + 1}"
         return base, f"its turn in the trial of {profile}"
@@ -232,12 +232,13 @@ class Trials:
         return promoted, ""
 
     def _explore(self, profile: str) -> tuple[str, str]:
+        if self._prove and self.allowance.owed:
+            return self._instead(f"not exploring {profile}: {OWED}")
         # Twice the mean, and one: above it the dice were unlucky.
         allowed = 1 + 2 * self._epsilon * EXPLORATION_MEMORY
         if sum(self._explored) >= allowed:
-            return self._instead(
-                f"explored {sum(self._explored)} of the last {EXPLORATION_MEMORY} times"
-            )
+            count = sum(self._explored)
+            return self._instead(f"explored {count} of the last {EXPLORATION_MEMORY} times")
         return profile, ""
 
     # Rewards

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from trimtab.allowance import LEAST_TARDINESS, MOST_WINDOWS, SHARE, Allowance
+from trimtab.allowance import LEAST_TARDINESS, MOST_OWED_WINDOWS, MOST_WINDOWS, SHARE, Allowance
 
 
 def earned(windows: int = 10, tardiness: float = 1000.0) -> Allowance:
@@ -32,8 +32,21 @@ def test_what_is_worse_is_broken_off_and_what_is_better_is_not() -> None:
     before = one.left
     one.pay(950.0, 1000.0)
     assert one.left == pytest.approx(before + 50)
+    assert not one.owed
+
+
+def test_what_was_spent_beyond_is_owed_and_earned_back() -> None:
+    """A window that was late beyond what was left before it was seen is owed, half a usual window
+    at most, and neutral earns it back."""
+    one = earned()
+    one.pay(one.left + 1000.0 + 100.0, 1000.0)
+    assert one.left == pytest.approx(-100.0)
+    for _ in range(5):
+        assert one.owed
+        one.earn(1000.0, 1000.0)
+    assert one.left == pytest.approx(0.0)
     one.pay(1e9, 1.0)
-    assert one.left == 0.0
+    assert one.left == pytest.approx(-MOST_OWED_WINDOWS * 1000)
 
 
 def test_without_a_neutral_window_nothing_may_be_spent() -> None:
@@ -65,6 +78,6 @@ def test_state_comes_back_or_is_refused() -> None:
     """As it was; nothing that is no number, negative or endless."""
     one = earned()
     assert Allowance.of_state(one.to_state()).to_state() == one.to_state()
-    for wrong in ([1.0], [1.0, 1, float("nan"), 1.0], [-1.0, 1, 1.0, 1.0], ["x", 1, 1.0, 1.0]):
+    for wrong in ([1.0], [1.0, 1, float("nan"), 1.0], [1.0, -1, 1.0, 1.0], ["x", 1, 1.0, 1.0]):
         with pytest.raises((TypeError, ValueError)):
             Allowance.of_state(wrong)

@@ -75,12 +75,13 @@ def test_a_better_profile_is_promoted_in_four_switchbacks() -> None:
 
 def test_an_unproven_profile_is_broken_off_when_it_has_cost_its_share() -> None:
     """A profile of one and a half times neutral's ART, not hopeless by far: its windows end when it
-    has cost a fiftieth of what neutral was late, and the second time it is reverted."""
+    has cost a fiftieth of what neutral was late; then trials rest until what it cost beyond that is
+    earned back, and the second time it is reverted."""
     one, _, trials = deciding()
     run(one, 0.1, 10)
     seconds = {"neutral": 60, "twin": 0}
     said = []
-    for _ in range(40):
+    for _ in range(120):
         seconds[one.profile] += 1
         said += run(one, 0.15 if one.profile == "twin" else 0.1, 1)
     assert any("it has cost all that trials may" in reason for reason in said)

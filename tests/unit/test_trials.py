@@ -222,6 +222,25 @@ def test_a_trial_that_began_comes_to_its_end() -> None:
     assert stuck.status()["trials"]["twin"]["stage"] == "candidate"
 
 
+def test_trials_rest_while_they_owe() -> None:
+    """After a trial has cost more than trials may, neutral stays until it has earned that back, and
+    nothing is explored meanwhile."""
+    one = trials()
+    for _ in range(10):
+        one.count("neutral", 1000.0, 1000.0)
+    assert one.permit("twin")[0] == "twin"
+    one.count("twin", 1000.0 + one.allowance.left + 30.0, 1000.0)
+    one.judge("twin", 2.0)
+    one.judge("neutral", 2.0)
+    for exploring in (False, True):
+        used, reason = one.permit("twin", exploring)
+        assert used == "neutral"
+        assert "cost more than they may" in reason
+    one.count("neutral", 1000.0, 1000.0)
+    one.count("neutral", 1000.0, 1000.0)
+    assert one.permit("twin")[0] == "twin"
+
+
 def test_the_policy_s_doubt_is_measured_not_believed() -> None:
     """Where the policy wants neutral in place of a promoted profile both take turns: one that gains
     stays promoted, one that no longer does is reverted."""
