@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import connection, resource_tracker
 from multiprocessing.connection import Connection
 from pickle import PickleError
-from typing import Any, Final, NoReturn, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 from trimtab.errors import TrimtabError
 from trimtab.sweep.jobs import Heard, Job, JobError, Told, attempt, quiet
@@ -32,7 +32,7 @@ MOST: Final = 1024
 TELL_SECONDS: Final = 0.2
 
 # From SIGTERM to SIGKILL: a job removes its files, but does not go on.
-GRACE_SECONDS: Final = 2.0
+GRACE_SECONDS: Final = 10.0
 
 # A process that closed its pipe ends within this.
 DEATH_SECONDS: Final = 10.0
@@ -165,36 +165,56 @@ class Processes:
         self.close()
 
 
+class _Leave:
+    """SIGTERM ends a process as a program ends, so that what a job keeps in files is removed: at
+    once where it waits for a job, else where the job next tells how it goes. Wherever it is then,
+    an exception might be lost: in a function that C calls back it is printed and forgotten."""
+
+    def __init__(self) -> None:
+        self.has_job = False
+        self._is_asked = False
+        signal.signal(signal.SIGTERM, self._ask)
+
+    def _ask(self, _number: int, _frame: object) -> None:
+        self._is_asked = True
+        if not self.has_job:
+            self.if_asked()
+
+    def if_asked(self) -> None:
+        """End, if that was asked for."""
+        if self._is_asked:
+            sys.exit(128 + signal.SIGTERM)
+
+
 def _work(pipe: Connection) -> None:
     """What a process does: the jobs that come, until the pipe closes or SIGTERM."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _leave)
+    leave = _Leave()
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
             function, job = pipe.recv()
+            leave.has_job = True
             try:
-                answer = (_DONE, attempt(function, job, _teller(pipe)))
+                answer = (_DONE, attempt(function, job, _teller(pipe, leave)))
             except TrimtabError as error:
                 answer = (_FAILED, error)
             try:
                 pipe.send(answer)
             except (TypeError, AttributeError, PickleError) as error:
                 pipe.send((_FAILED, JobError(f"{job.label}: its result cannot be sent: {error}")))
+            leave.has_job = False
+            leave.if_asked()
 
 
-def _teller(pipe: Connection) -> Told:
+def _teller(pipe: Connection, leave: _Leave) -> Told:
     last = -TELL_SECONDS
 
     def told(seconds: float, note: str) -> None:
         nonlocal last
+        leave.if_asked()
         now = time.monotonic()
         if now - last >= TELL_SECONDS:
             last = now
             pipe.send((_TOLD, (seconds, note)))
 
     return told
-
-
-def _leave(_number: int, _frame: object) -> NoReturn:
-    """End as a program does, so that what a job keeps in files is removed."""
-    sys.exit(128 + signal.SIGTERM)
