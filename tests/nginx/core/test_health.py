@@ -129,14 +129,19 @@ def test_a_suspect_is_tried_and_acquitted(play: Callable[..., list[Any]]) -> Non
         (1, 4.1, 2, 0.4, 1, "huge", 0.25, True),
         (1, 4.1, 2, 0.4, 0.5, "huge", 0.25, False),
         (1, 1.9, 2, 0.4, 1, 1.0, 0.25, False),
-        (1, 2.1, 2, 0.4, 1, 1.0, 0.25, True),
+        (1, 2.1, 2, 0.4, 1, 1.0, 0.25, False),
+        (1, 4.1, 2, 0.4, 1, 1.0, 0.25, True),
+        (1, 1.5, 2, 0.02, 1, 0.6, 0.25, False),
+        (1, 1.7, 2, 0.02, 1, 0.6, 0.25, True),
+        (1, 1.2, 2, 0.02, 1, "huge", 0.1, False),
+        (1, 1.2, 2, 0.02, 1, 0.15, 0.1, True),
         (1, 1.2, 2, 0.4, 1, 0.1, 0.25, False),
         (1, 9.0, 1, 0.01, 1, "huge", 0.25, False),
         (1, 1.5, 1, 0.01, 1, 0.2, 0.25, False),
         (1, 1.7, 1, 0.01, 1, 0.2, 0.25, True),
     ],
 )
-def test_a_stall_is_silence_for_fifteen_services_or_the_longest_wait(
+def test_a_stall_is_silence_for_fifteen_services_and_the_longest_wait(
     play: Callable[..., list[Any]],
     asked: float,
     now: float,
@@ -147,8 +152,9 @@ def test_a_stall_is_silence_for_fifteen_services_or_the_longest_wait(
     seconds: float,
     stalled: bool,
 ) -> None:
-    """Silence counts beyond the configured time and the less of fifteen services and what no
-    answer has taken; where one request waits, three times the latter."""
+    """Silence counts beyond the configured time, fifteen services, and what no answer has taken (a
+    quarter of a second where that is not known); where one request waits, three times the latter,
+    which must be known."""
     call = ["is_stalled", asked, now, n, work, rate, longest, seconds]
     assert play(call)[0][0] is stalled
 

@@ -58,6 +58,9 @@ local STALL_BACKOFF = 2
 local STALL_IN_FLIGHT = 2
 local LONE_LONGEST = 3
 
+-- Where it is not known yet how long an answer may take, in seconds.
+local UNKNOWN_LONGEST = 0.25
+
 -- Ejected servers come back within this share of the back-off, so that
 -- several balancers do not all try at once.
 local SPREAD = 0.1
@@ -104,11 +107,13 @@ function _M.is_stalled(asked, now, n, work, rate, longest, seconds)
     if seconds <= 0 or asked <= 0 or n < 1 then
         return false
     end
-    local due = LONE_LONGEST * longest
-    if n >= STALL_IN_FLIGHT then
-        due = min(longest, STALL_SERVICES * work / (n * rate))
+    if n < STALL_IN_FLIGHT then
+        longest = LONE_LONGEST * longest
+    elseif longest == huge then
+        longest = UNKNOWN_LONGEST
     end
-    return now - asked > max(seconds, due)
+    return now - asked > max(seconds, longest,
+                             STALL_SERVICES * work / (n * rate))
 end
 
 
