@@ -34,7 +34,16 @@ import numpy as np
 
 from trimtab.model import PairCounters, Window
 
-__all__ = ["FIFO", "SHARING", "Discipline", "Disciplines", "Excess", "news"]
+__all__ = [
+    "FIFO",
+    "SHARING",
+    "Discipline",
+    "Disciplines",
+    "Excess",
+    "likelihood_ratio",
+    "likely_sharing",
+    "news",
+]
 
 FIFO: Final = "fifo"
 SHARING: Final = "ps"
@@ -42,6 +51,19 @@ SHARING: Final = "ps"
 # Between a queue's 0 and the 0.4 and more of servers that share, nearer to the queue: a hand-over
 # of a tenth of a service time between two requests looks like 0.05 to 0.1.
 BOUND: Final = 0.2
+
+# The same in numbers: the ratio of servers that share, how far the true ones of either kind lie
+# apart, and the share of all groups of servers that share as far as nothing is known: few, as most
+# of what nginx proxies to has workers.
+SHARED_RATIO: Final = 0.85
+SHARED_SPREAD: Final = 0.3
+QUEUE_SPREAD: Final = 0.1
+SHARED_BEFORE: Final = 0.1
+
+# One server says no more than e^4 to one, all together no more than 20 to one of another.
+MOST_LOG_RATIO: Final = 4.0
+MOST_ODDS: Final = 20.0
+LIKELY_ODDS: Final = 5.0
 
 # A block is long against a service time, so that the requests under way at its ends do not count,
 # and has enough requests that found a free slot for their mean; it goes on until it has, and is
@@ -85,6 +107,38 @@ class Discipline:
     def sure(self) -> bool:
         """Whether the interval is on one side of the bound."""
         return abs(self.ratio - BOUND) > self.error
+
+
+def likelihood_ratio(stretch: float, error: float, busy: float, queued: float) -> float:
+    """How many times as likely what half a minute shows is of a server that shares as of one that
+    queues: sooner than `Discipline` is sure, for what costs little where it is wrong.
+
+    Args:
+        stretch: how many times B the completions would have taken at the times of those that found
+            a free slot: 1 + excess/B.
+        error: standard deviation of its logarithm.
+        busy, queued: B and Q of the module.
+    """
+    visible = queued / (2 * busy + queued) if busy > 0 else 0.0
+    if visible < LEAST_QUEUED_RATIO / 2 or not (stretch > 0 and math.isfinite(error)):
+        return 1.0
+    ratio, chance = (stretch - 1) / visible, error * stretch / visible
+    as_queue = _log_normal(ratio, 0.0, math.hypot(chance, QUEUE_SPREAD))
+    as_shared = _log_normal(ratio, SHARED_RATIO, math.hypot(chance, SHARED_SPREAD))
+    return math.exp(min(max(as_shared - as_queue, -MOST_LOG_RATIO), MOST_LOG_RATIO))
+
+
+def likely_sharing(ratios: Mapping[str, float]) -> frozenset[str]:
+    """The servers that are likely to share, from the likelihood ratio of each, of servers that
+    stand beside each other. These are mostly of one kind, so all together say what to expect of
+    each."""
+    odds = SHARED_BEFORE / (1 - SHARED_BEFORE) * math.prod(ratios.values())
+    before = min(max(odds, 1 / MOST_ODDS), MOST_ODDS)
+    return frozenset(a for a, ratio in ratios.items() if before * ratio > LIKELY_ODDS)
+
+
+def _log_normal(x: float, mean: float, deviation: float) -> float:
+    return -(((x - mean) / deviation) ** 2) / 2 - math.log(deviation)
 
 
 @dataclass(slots=True)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from trimtab.concurrency import Concurrency
 from trimtab.crowded import CrowdedWork
-from trimtab.discipline import SHARING, Discipline, Disciplines
+from trimtab.discipline import SHARING, Discipline, Disciplines, likelihood_ratio, likely_sharing
 from trimtab.fits import Slots, two_way
 from trimtab.model import PairCounters, Window
 from trimtab.queued import QueuedWork
@@ -119,6 +119,32 @@ class _Sums:
     squared: float = 0.0
 
 
+@dataclass(slots=True)
+class _Work:
+    """What a server did: by its classes the work of the requests that found no free slot, and that
+    of all; forgetting slot-seconds that were busy, and request-seconds beyond the slots."""
+
+    names: list[str]
+    queued: QueuedWork
+    all: QueuedWork
+    busy: float = 0.0
+    beyond: float = 0.0
+
+    def forget(self, keep: float) -> None:
+        self.queued.forget(keep)
+        self.all.forget(keep)
+        self.busy *= keep
+        self.beyond *= keep
+
+    def rescale(self, factor: float) -> None:
+        self.queued.rescale(factor)
+        self.all.rescale(factor)
+
+    def skip(self) -> None:
+        self.queued.skip()
+        self.all.skip()
+
+
 class Estimator:
     """Takes windows in, keeps forgetting sums, gives `Estimates`.
 
@@ -155,7 +181,7 @@ class Estimator:
         classes = {a: [n for n, known in self._known.items() if a in known] for a in slots}
         self._disciplines = Disciplines(classes)
         self._queued = {
-            a: (names, QueuedWork(len(names)))
+            a: _Work(names, QueuedWork(len(names)), QueuedWork(len(names)))
             for a, names in classes.items()
             if len(names) <= MOST_QUEUED_CLASSES
         }
@@ -214,12 +240,37 @@ class Estimator:
         sums.seconds += seconds
         sums.squared += squared
 
-    def _only_busy(self, address: str) -> bool:
-        """Whether a server shares its slots: requests that found a free one are slowed down
-        afterwards, and it is the busy time, where slots are known, that tells their work."""
-        found = self._disciplines.found().get(address)
-        shares = found.value == SHARING if found and found.sure else address in self._sharing
-        return shares and self._slots.of(address) is not None
+    def _shared(self, single: Mapping[str, tuple[Floats, Floats]]) -> frozenset[str]:
+        """The servers that share their slots: requests that found a free one are slowed down
+        afterwards there, and it is the busy time, where slots are known, that tells their work.
+        `single` has by address the means [classes] of those that found a free slot, and the
+        requests that they are worth."""
+        sure, exact = self._disciplines.found(), self._slots.exact()
+        shared: set[str] = set()
+        # By the classes that they serve: servers that are alike in that are mostly of one kind.
+        ratios: dict[tuple[str, ...], dict[str, float]] = {}
+        for address, (means, worth) in single.items():
+            work, found = self._queued[address], sure.get(address)
+            if self._slots.of(address) is None or work.all.empty:
+                continue
+            if found and found.sure:
+                if found.value == SHARING:
+                    shared.add(address)
+            elif address in self._sharing:
+                shared.add(address)
+            else:
+                # One slot too few looks like sharing: such a server says nothing itself.
+                ratios.setdefault(tuple(work.names), {})[address] = (
+                    likelihood_ratio(
+                        work.all.stretch(means),
+                        work.all.stretch_error(means, worth),
+                        work.busy,
+                        work.beyond,
+                    )
+                    if address in exact
+                    else 1.0
+                )
+        return frozenset(shared.union(*(likely_sharing(of) for of in ratios.values())))
 
     def _unqueued(self, of: Window) -> None:
         for name, peers in of.pairs.items():
@@ -227,8 +278,9 @@ class Estimator:
                 self._add(name, address, p.unqueued, p.unqueued_seconds, p.unqueued_squared)
 
     def _busy(self, of: Window, keep: float) -> None:
-        for address, (names, queued) in self._queued.items():
-            queued.forget(keep)
+        for address, work in self._queued.items():
+            work.forget(keep)
+            names = work.names
             counters = of.addresses.get(address)
             pairs = [of.pairs.get(n, {}).get(address, PairCounters()) for n in names]
             k = self._slots.of(address)
@@ -242,7 +294,7 @@ class Estimator:
             if k is not None:
                 # Queued requests were there while all slots were busy: of so many as are known now.
                 if k != (before := self._counted.get(address, k)):
-                    queued.rescale(k / before)
+                    work.rescale(k / before)
                 self._counted[address] = k
             requests = sum(p.requests for p in pairs)
             failures = sum(p.failures for p in pairs)
@@ -250,15 +302,17 @@ class Estimator:
             # A try and its request may end on two sides of a reading.
             stray = failures + max(abs(requests - failures - placed) - 2, 0)
             if k is None or counters is None or stray > MOST_STRAY_RATIO * requests:
-                queued.skip()
+                work.skip()
                 continue
             busy = sum(min(n, k) * t for n, t in enumerate(counters.seconds_at, 1))
             done = np.array([p.requests - p.failures for p in pairs], dtype=float)
-            if not self._only_busy(address):
-                # Those that found a free slot are known singly.
-                done -= [p.unqueued for p in pairs]
-                busy -= sum(p.unqueued_seconds for p in pairs)
-            queued.add(of.seconds, busy, done, k)
+            work.busy += busy
+            work.beyond += sum(max(n - k, 0.0) * t for n, t in enumerate(counters.seconds_at, 1))
+            work.all.add(of.seconds, busy, done.copy(), k)
+            # Those that found a free slot are known singly.
+            done -= [p.unqueued for p in pairs]
+            busy -= sum(p.unqueued_seconds for p in pairs)
+            work.queued.add(of.seconds, busy, done, k)
 
     def _table(self) -> tuple[list[str], list[str], Floats, Floats, Floats]:
         """Upstreams, addresses, and by both: means, the requests that they are worth, and the
@@ -273,26 +327,29 @@ class Estimator:
             # Less than a whole request left in memory is no evidence but rounding.
             if sums.count < 1:
                 continue
-            at = row[name], column[address]
-            counts[at] = sums.count
-            means[at] = sums.seconds / sums.count
+            cell = row[name], column[address]
+            counts[cell] = sums.count
+            means[cell] = sums.seconds / sums.count
             if sums.squared > 0:
-                spread = sums.squared / sums.count / means[at] ** 2 - 1
-                cv2[at] = min(max(spread, CV2_BOUNDS[0]), CV2_BOUNDS[1])
+                spread = sums.squared / sums.count / means[cell] ** 2 - 1
+                cv2[cell] = min(max(spread, CV2_BOUNDS[0]), CV2_BOUNDS[1])
         for (name, address), (count, mean) in self._crowded.served().items():
-            at = row[name], column[address]
-            if mean > 0 and not counts[at]:
-                counts[at], means[at] = count, mean
-        for address, (of, queued) in self._queued.items():
+            cell = row[name], column[address]
+            if mean > 0 and not counts[cell]:
+                counts[cell], means[cell] = count, mean
+        at = {a: (np.array([row[n] for n in w.names]), column[a]) for a, w in self._queued.items()}
+        single = {a: (means[of], counts[of] / cv2[of]) for a, of in at.items()}
+        shared = self._shared(single)
+        for address, work in self._queued.items():
+            mean, worth = single[address]
+            queued = work.queued
+            if address in shared:
+                # The busy time says how much those of a free slot were stretched.
+                queued, mean = work.all, mean / work.all.stretch(mean)
+                worth = np.minimum(worth, MOST_STRETCHED)
             if not queued.empty:
-                at_all = np.array([row[n] for n in of]), column[address]
-                worth = counts[at_all] / cv2[at_all]
-                if self._only_busy(address):
-                    # The busy time says how much those of a free slot were stretched.
-                    means[at_all] /= queued.stretch(means[at_all])
-                    worth = np.minimum(worth, MOST_STRETCHED)
-                means[at_all], counts[at_all] = queued.means(worth, means[at_all])
-                cv2[at_all] = 1.0
+                means[at[address]], counts[at[address]] = queued.means(worth, mean)
+                cv2[at[address]] = 1.0
         return names, addresses, means, counts, cv2
 
     def estimates(self) -> Estimates:

@@ -21,6 +21,7 @@ Right for servers that keep their slots busy while they have work: queues, and p
 with a slot a core. Wrong where failed requests held slots, so such times are left out.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
@@ -118,6 +119,18 @@ class QueuedWork:
         if not (known > 0 and self._busy > 0):
             return 1.0
         return float(self._done @ means) / known * float(self._done.sum()) / self._busy
+
+    def stretch_error(self, means: Floats, worth: Floats) -> float:
+        """Standard deviation of the logarithm of that, where the means are of so many requests of
+        exponential service [classes]; infinite without any."""
+        shares = self._done * means
+        if not shares.sum() > 0:
+            return math.inf
+        # A class of unknown mean was taken to be as the others, which may be wrong by a factor.
+        absent = 1 - float(self._done[means > 0].sum()) / float(self._done.sum())
+        of = (shares / shares.sum()) ** 2 / np.maximum(worth, 1e-9)
+        variance = float(of[means > 0].sum()) + absent**2 + 2 / float(self._done.sum())
+        return math.sqrt(variance)
 
     def means(self, counts: Floats, means: Floats) -> tuple[Floats, Floats]:
         """Mean service times [classes] and the requests that they are worth, from the queued ones

@@ -10,6 +10,8 @@ from trimtab.discipline import (
     Discipline,
     Disciplines,
     Excess,
+    likelihood_ratio,
+    likely_sharing,
     news,
 )
 from trimtab.model import CONCURRENCY_LEVELS, AddressCounters, PairCounters, Window
@@ -130,3 +132,22 @@ def test_news_is_told_once_and_says_who_stands() -> None:
     (told,) = news({}, {"s:1": sure}, {"s:1": "fifo"})
     assert told.endswith("; the configuration says fifo, which stands")
     assert list(news({"s:1": sure}, {"s:1": sure}, {"s:1": "fifo"})) == []
+
+
+def test_half_a_minute_says_which_is_likelier() -> None:
+    """Of a server whose busy slots had half of that time requests beyond them: a stretch as of one
+    that shares, none, one that may be either, and one that cannot be told as hardly any waited."""
+    assert likelihood_ratio(1.2, 0.03, 10.0, 5.0) > 20
+    assert likelihood_ratio(1.0, 0.03, 10.0, 5.0) < 1 / 3
+    assert 1 / 3 < likelihood_ratio(1.1, 0.3, 10.0, 5.0) < 3
+    assert likelihood_ratio(1.2, 0.03, 10.0, 0.1) == 1.0
+    assert likelihood_ratio(1.2, float("inf"), 10.0, 5.0) == 1.0
+
+
+def test_servers_beside_each_other_are_mostly_alike() -> None:
+    """One of unclear kind is taken for what the others show; one that clearly queues is not; and
+    nothing is likely where nothing is known."""
+    assert likely_sharing({"a": 50.0, "b": 50.0, "c": 1.0, "d": 0.05}) == {"a", "b", "c"}
+    assert likely_sharing({"a": 0.1, "b": 0.1, "c": 1.0}) == frozenset()
+    assert likely_sharing({"a": 1.0, "b": 1.0}) == frozenset()
+    assert likely_sharing({}) == frozenset()

@@ -122,3 +122,16 @@ def test_wrong_seeds_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[s
     """From 1 to 1000."""
     assert main(["bench", "estimates", "--seeds", "0", "--output", str(tmp_path)]) == 2
     assert "--seeds" in capsys.readouterr().err
+
+
+def test_rates_of_servers_that_share_are_right_before_it_is_sure_that_they_do() -> None:
+    """After half a minute no discipline is sure; their requests are taken for stretched all the
+    same, so that the fast server, which is the fullest, does not look slower than it is."""
+    runs = [found for _, found in measure([Case(scenario="sharing")], range(1, 4), 31.0)]
+    assert all(set(run[30.0].disciplines) == {0} for run in runs)
+    rate, service = (
+        [error for run in runs for error in run[30.0].errors[what]]
+        for what in ("rate", "service time")
+    )
+    assert np.quantile(rate, 0.9) < 0.06
+    assert np.median(service) < 0.05
