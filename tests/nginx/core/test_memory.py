@@ -67,7 +67,7 @@ def test_a_request_allocates_nothing_in_lua(tmp_path: Path, hold: str) -> None:
             for _ in range(WARM_UP):
                 get(path)
             windows = []
-            for _ in range(3):
+            for _ in range(5):
                 before = int(get("/memory?stop=1"))
                 for _ in range(REQUESTS):
                     get(path)
