@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from small_system import SMALL
 from trimtab import assembly, config
 from trimtab.actuators.board import Board
 from trimtab.bench.scenario import find
@@ -22,27 +23,6 @@ from trimtab.training.course import Stage, Training
 from trimtab.twin.agreement import checks
 from trimtab.twin.world import RULES
 
-SMALL = """
-duration_seconds = 60
-[load]
-requests_per_second = 20
-[[server]]
-slots = 1
-speed = 1
-[[server]]
-slots = 1
-speed = 3
-[[class]]
-name = "short"
-share = 0.7
-service_seconds = 0.06
-deadline_seconds = 0.12
-[[class]]
-name = "long"
-share = 0.3
-service_seconds = 0.24
-deadline_seconds = 0.6
-"""
 CONFIG = """
 [learning]
 observe_seconds = 20.0

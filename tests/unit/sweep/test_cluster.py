@@ -15,28 +15,13 @@ import psutil
 import pytest
 
 import sweep_jobs
+from small_system import SMALL
 from sweep_jobs import jobs
 from trimtab.cli import main
 from trimtab.errors import ConfigError, TrimtabError
 from trimtab.sweep import cluster
 from trimtab.sweep.cluster import Cluster
 from trimtab.sweep.jobs import JobError
-
-SMALL = """
-duration_seconds = 60
-[load]
-requests_per_second = 20
-[[server]]
-slots = 1
-speed = 1
-[[server]]
-slots = 1
-speed = 3
-[[class]]
-name = "one"
-service_seconds = 0.06
-deadline_seconds = 0.12
-"""
 
 with_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="the extra ray is not installed"

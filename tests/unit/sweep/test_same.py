@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from small_system import SMALL
 from trimtab import config
 from trimtab.cli import main
 from trimtab.demo.scenario import Scenario, parse
@@ -22,28 +23,6 @@ from trimtab.sweep.processes import Processes
 from trimtab.training.comparison import FAULTS, LEARNERS, Comparison
 from trimtab.training.course import Stage, Training
 from trimtab.training.setting import configuration
-
-SMALL = """
-duration_seconds = 60
-[load]
-requests_per_second = 20
-[[server]]
-slots = 1
-speed = 1
-[[server]]
-slots = 1
-speed = 3
-[[class]]
-name = "short"
-share = 0.7
-service_seconds = 0.06
-deadline_seconds = 0.12
-[[class]]
-name = "long"
-share = 0.3
-service_seconds = 0.24
-deadline_seconds = 0.6
-"""
 
 
 @pytest.fixture(scope="module")
