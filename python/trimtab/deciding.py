@@ -153,7 +153,7 @@ class Deciding:
         judged = self._trials.judge(used, gained, hopeless=hopeless, costly=costly)
         self.decision = self._policy.decide()
         self.profile, instead = self._trials.permit(
-            self.decision.profile, self.decision.exploring, outside
+            self.decision.profile, self.decision.exploring, outside, self.decision.worse
         )
         cost = f"{used} broken off: it has cost all that trials may" if costly else ""
         why = "; ".join(filter(None, (cost, judged, instead))) or self.decision.reason

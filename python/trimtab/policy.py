@@ -41,12 +41,14 @@ MOST_GUESSED_SLOTS: Final = 24.0
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
     """The profile for the next decision window, by name, in which state (None: not known yet),
-    whether to learn about it, and why."""
+    whether to learn about it, and why; `worse` says how what is explored is surely worse than
+    neutral, "" where it is not."""
 
     profile: str
     state: int | None
     exploring: bool
     reason: str
+    worse: str = ""
 
 
 def proposal(
@@ -269,6 +271,7 @@ class Learned:
             state=state,
             exploring=choice.exploring,
             reason=choice.reason,
+            worse=self._table.worse(state, choice.action) if choice.exploring else "",
         )
 
     def _common(self) -> int | None:

@@ -14,6 +14,7 @@ brought to its end, whatever the policy wants meanwhile. While one profile is pr
 be so takes neutral's part for the others: in their trials (who wins is better than it), and where
 the policy wants what may not be in force. Where the policy wants neutral again, that is a doubt:
 the promoted profile and neutral take turns, and it is reverted unless its mean gain stays above 0.
+What the policy knows to be worse than neutral, from the twin or from here, is not explored.
 
     gain of a switchback   g = r(B) − (r(A₁) + r(A₂))/2; held back: (r(B₁) + r(B₂))/2 − r(A)
     promoted when          mean(g) − t(f)·s·√(4/3)/√n > 0, from the third switchback on
@@ -147,24 +148,27 @@ class Trials:
 
     # Choices
 
-    def permit(self, profile: str, exploring: bool = False, outside: str = "") -> tuple[str, str]:
+    def permit(
+        self, profile: str, exploring: bool = False, outside: str = "", worse: str = ""
+    ) -> tuple[str, str]:
         """The profile to use for the next decision window when the policy chose `profile`, and why
         it is another one or on trial ("" when there is nothing to say). Call once a decision.
 
         `outside`: why the present state is none of those that were learned in, or "".
+        `worse`: why exploring the profile would only cost, or "".
         """
         for trial in self._trials.values():
             trial.rest = max(0, trial.rest - 1)
             if trial.stage == "reverted" and not trial.rest:
                 trial.stage = "candidate"
-        use, reason = self._permit(profile, exploring, outside)
+        use, reason = self._permit(profile, exploring, outside, worse)
         explored = exploring and use == profile != self._neutral
         self._explored.append(explored and self._stage(profile) == "candidate")
         del self._explored[:-EXPLORATION_MEMORY]
         self._since_neutral = 0 if use == self._neutral else self._since_neutral + 1
         return use, reason
 
-    def _permit(self, profile: str, exploring: bool, outside: str) -> tuple[str, str]:
+    def _permit(self, profile: str, exploring: bool, outside: str, worse: str) -> tuple[str, str]:
         neutral, base = self._neutral, self._base
         self._doubted = False
         on = self._on_trial(profile)
@@ -186,7 +190,7 @@ class Trials:
         if trial.stage == "promoted" and self._prove:
             return self._hold_back(profile)
         if exploring:
-            return self._explore(profile)
+            return self._explore(profile, worse)
         if not self._prove:
             return profile, ""
         trial.stage, trial.turns = "on trial", 0
@@ -231,9 +235,10 @@ class Trials:
             )
         return promoted, ""
 
-    def _explore(self, profile: str) -> tuple[str, str]:
-        if self._prove and self.allowance.owed:
-            return self._instead(f"not exploring {profile}: {OWED}")
+    def _explore(self, profile: str, worse: str) -> tuple[str, str]:
+        against = worse or (OWED if self.allowance.owed else "")
+        if self._prove and against:
+            return self._instead(f"not exploring {profile}: {against}")
         # Twice the mean, and one: above it the dice were unlucky.
         allowed = 1 + 2 * self._epsilon * EXPLORATION_MEMORY
         if sum(self._explored) >= allowed:

@@ -10,7 +10,7 @@ from trimtab.cli.learning_tables import every_scenario
 from trimtab.demo.scenario import parse
 from trimtab.learn import trained
 from trimtab.learn.actions import searched
-from trimtab.training.comparison import BASE, Comparison, poisoned
+from trimtab.training.comparison import AGAIN, BASE, Comparison, poisoned
 from trimtab.training.setting import configuration
 
 SMALL = """
@@ -42,7 +42,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
     servers = {u.name: [p.address for p in u.peers] for u in config.upstreams}
     trained.write(path, trained.body_of(servers, [searched("twin", "found", FACTORS)], None, {}))
     one = Comparison(scenario, replace(config, learning=learning), path, None, 600.0)
-    one.run(("least_conn", BASE, "dqn", "garbage", "poisoned", "nan"), (1, 2))
+    one.run(("least_conn", BASE, AGAIN, "dqn", "garbage", "poisoned", "nan"), (1, 2))
     return one
 
 
@@ -53,6 +53,15 @@ def test_faults_stay_near_the_heuristic(compared: Comparison) -> None:
         ratio = compared.ratio(who, "after")
         assert ratio is not None
         assert ratio.mean < 1.25, who
+
+
+def test_the_heuristic_again_differs_by_chance_alone(compared: Comparison) -> None:
+    """Other ties give other figures of the same requests, near the first."""
+    for half in ("during", "after"):
+        first, second = compared.art[BASE][half], compared.art[AGAIN][half]
+        assert first != second
+        for seed, art in first.items():
+            assert second[seed] == pytest.approx(art, rel=0.25)
 
 
 def test_least_conn_is_worse_and_a_missing_network_is_left_out(compared: Comparison) -> None:

@@ -20,13 +20,19 @@ class Wanting:
     fitted = True
 
     def __init__(self) -> None:
-        self.wants = "neutral"
+        self.wants, self.worse = "neutral", ""
         self.outside = ""
         self.credited: list[tuple[str, float]] = []
 
     def decide(self) -> Decision:
         """That profile."""
-        return Decision(profile=self.wants, state=1, exploring=False, reason="wanted")
+        return Decision(
+            profile=self.wants,
+            state=1,
+            exploring=bool(self.worse),
+            reason="wanted",
+            worse=self.worse,
+        )
 
     def learn(self, profile: str, reward: float) -> None:
         """Remember."""
@@ -89,6 +95,13 @@ def test_an_unproven_profile_is_broken_off_when_it_has_cost_its_share() -> None:
     # Neutral was late by 10 a second, twin by 5 more: with 5 to spare, each time one second more.
     assert 2 <= seconds["twin"] <= 8
     assert trials.allowance.left < 0.02 * 10 * seconds["neutral"]
+
+
+def test_exploring_what_is_worse_is_left_out() -> None:
+    """What the policy says of a profile that it would explore reaches the trials."""
+    one, policy, _ = deciding()
+    policy.worse = "worse than neutral"
+    assert run(one, 0.1, 10) == ["neutral: not exploring twin: worse than neutral"]
 
 
 def test_what_was_promoted_is_not_broken_off() -> None:

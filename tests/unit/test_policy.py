@@ -1,6 +1,7 @@
 """Policies: observations to states, states to profiles, profiles to proposals."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -37,9 +38,10 @@ def observed(policy: Learned, level: float, count: int = 60) -> list[str]:
     return [policy.observe(observation(level, n), 1.0) for n in range(count)]
 
 
-def fitted() -> Learned:
+def fitted(exploration_ratio: float = 0.0) -> Learned:
     """A policy that knows two loads, as states."""
-    policy = Learned(CONFIG)
+    learning = replace(CONFIG.learning, exploration_ratio=exploration_ratio)
+    policy = Learned(replace(CONFIG, learning=learning))
     observed(policy, 1.0)
     observed(policy, 10.0)
     assert not policy.fitted
@@ -198,6 +200,22 @@ def test_proven_profile_is_chosen() -> None:
     decision = policy.decide()
     assert decision.profile == "spread"
     assert "better than neutral" in decision.reason
+
+
+def test_exploring_says_what_is_known_to_be_worse() -> None:
+    """After eight windows each, exploring the profile that is worse by one says so, and nothing is
+    said of one that was never tried."""
+    policy = fitted(exploration_ratio=0.5)
+    for n in range(16):
+        observed(policy, 1.0, 2)
+        policy.decide()
+        observed(policy, 1.0, 2)
+        policy.learn(("spread", "neutral")[n % 2], n % 2 + n % 3 / 10)
+    decisions = [policy.decide() for _ in range(100)]
+    seen = {d.profile: d.worse for d in decisions if d.exploring}
+    assert "worse than neutral by" in seen["spread"]
+    assert seen["fast"] == ""
+    assert {d.worse for d in decisions if not d.exploring} == {""}
 
 
 def test_outliers_bring_a_new_observation_and_a_refit() -> None:

@@ -157,6 +157,16 @@ def test_exploration_is_limited(dice: list[bool]) -> None:
     assert all(sum(done[n : n + 20]) <= 5 for n in range(len(done) - 19))
 
 
+def test_what_is_known_to_be_worse_is_not_explored() -> None:
+    """Neutral stays, and the journal is told why; without trials what the policy wants is done."""
+    said = "worse than neutral by 0.31 ± 0.04 over all states"
+    assert trials().permit("fast", True, "", said) == ("neutral", f"not exploring fast: {said}")
+    assert trials().permit("fast", True) == ("fast", "")
+    assert trials(prove=False).permit("fast", True, "", said) == ("fast", "")
+    # A trial asks live traffic: it is not for the policy's knowledge to refuse it.
+    assert trials().permit("fast", False, "", said)[0] == "fast"
+
+
 PROFILES = ("neutral", "fast", "twin")
 DECISION = st.tuples(
     st.sampled_from(PROFILES),

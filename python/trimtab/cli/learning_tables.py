@@ -10,7 +10,7 @@ from typing import Final
 
 from trimtab import terminal
 from trimtab.bench.statistics import median
-from trimtab.training.comparison import BASE, HALVES, LEAST_CONN, UNGUARDED, Comparison
+from trimtab.training.comparison import AGAIN, BASE, HALVES, LEAST_CONN, UNGUARDED, Comparison
 
 __all__ = ["MOST_RATIO", "comparison", "every_scenario", "titled"]
 
@@ -18,7 +18,7 @@ __all__ = ["MOST_RATIO", "comparison", "every_scenario", "titled"]
 MOST_RATIO: Final = 1.05
 
 # Nobody promises anything of these.
-WITHOUT_GUARD: Final = (BASE, LEAST_CONN, UNGUARDED)
+WITHOUT_GUARD: Final = (BASE, AGAIN, LEAST_CONN, UNGUARDED)
 
 RATIOS: Final = tuple(text for h in HALVES for text in (f"to {BASE} {h} [95%]", "worst"))
 

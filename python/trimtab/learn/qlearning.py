@@ -11,13 +11,14 @@ starting value remains. Rewards depend on the load more than on the profile, so 
 would chase whichever profile met the lightest load. Therefore: the greedy choice is neutral, until
 another has, in this state or over all states, a mean advantage over neutral larger than z standard
 errors. Over all states, advantages are taken against Q(s, neutral) of the state that they were
-met in.
+met in. By the same measure an action can be surely worse than neutral: then exploring it is a
+waste (action elimination), which is for the trials to say.
 Transitions: n(s, s′ | a) are counted; p(s′|s,a) = (n + κ/S) / (Σ n + κ) with κ = 1.
 Source: Watkins and Dayan (1992), "Q-learning".
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Final
@@ -127,24 +128,34 @@ class QTable:
     def proven(self, state: int) -> tuple[int, str]:
         """The greedy action in a state and why: neutral unless another has proven itself."""
         best, advantage, reason = NEUTRAL, 0.0, "nothing has proven better than neutral"
-        cells = self._states[state].cells if state in self._states else []
         for action in range(1, len(self._actions)):
-            if cells:
-                mine, neutral = cells[action], cells[NEUTRAL]
-                gain = mine.mean - neutral.mean
-                sure = min(mine.visits, neutral.visits) >= PROOF_VISITS
-                error = math.sqrt(mine.error2() + neutral.error2())
-                if sure and gain > PROOF_ERRORS * error and gain > advantage:
+            for gain, error, where in self._gains(state, action):
+                if gain > max(advantage, PROOF_ERRORS * error):
                     best, advantage = action, gain
-                    reason = f"better than neutral by {gain:.2f} ± {error:.2f} in state {state}"
-            over = self._overall[action]
-            if over.visits < 2 * PROOF_VISITS or over.mean <= advantage:
-                continue
-            error = math.sqrt(over.error2())
-            if over.mean > PROOF_ERRORS * error:
-                best, advantage = action, over.mean
-                reason = f"better than neutral by {over.mean:.2f} ± {error:.2f} over all states"
+                    reason = f"better than neutral by {gain:.2f} ± {error:.2f} {where}"
         return best, reason
+
+    def worse(self, state: int, action: int) -> str:
+        """By how much an action is surely worse than neutral, "" where it is not. What is sure in
+        the state outranks what is so over all."""
+        for gain, error, where in self._gains(state, action):
+            if gain > PROOF_ERRORS * error:
+                return ""
+            if -gain > PROOF_ERRORS * error:
+                return f"worse than neutral by {-gain:.2f} ± {error:.2f} {where}"
+        return ""
+
+    def _gains(self, state: int, action: int) -> Iterator[tuple[float, float, str]]:
+        """Mean gains over neutral from enough visits, their standard errors, and where."""
+        if state in self._states:
+            cells = self._states[state].cells
+            mine, neutral = cells[action], cells[NEUTRAL]
+            if min(mine.visits, neutral.visits) >= PROOF_VISITS:
+                error = math.sqrt(mine.error2() + neutral.error2())
+                yield mine.mean - neutral.mean, error, f"in state {state}"
+        over = self._overall[action]
+        if over.visits >= 2 * PROOF_VISITS:
+            yield over.mean, math.sqrt(over.error2()), "over all states"
 
     def choose(self, state: int) -> Choice:
         """ε-greedy: the proven action, or with chance ε any of the others."""

@@ -2,6 +2,7 @@
 
     least_conn    nginx's, counting per class (`twin.events`)
     heuristic     neutral: the rule and the estimates, every W = 1; what ratios are to
+    heuristic again   the same, only that ties are broken otherwise: what chance alone does
     table, cold   tabular Q-learning from nothing
     table         from the trained file: states, values, searched W
     dqn           the same with the network of a DQN, where one was trained
@@ -40,6 +41,7 @@ from trimtab.twin.events import Rule, simulate
 from trimtab.twin.world import World
 
 __all__ = [
+    "AGAIN",
     "BASE",
     "FAULTS",
     "HALVES",
@@ -51,9 +53,10 @@ __all__ = [
 ]
 
 BASE: Final = "heuristic"
+AGAIN: Final = "heuristic again"
 LEAST_CONN: Final = "least_conn"
 UNGUARDED: Final = "twin W"
-LEARNERS: Final = (LEAST_CONN, BASE, "table, cold", "table", "dqn", UNGUARDED)
+LEARNERS: Final = (LEAST_CONN, BASE, AGAIN, "table, cold", "table", "dqn", UNGUARDED)
 FAULTS: Final = ("garbage", "poisoned", "nan")
 HALVES: Final = ("during", "after")
 
@@ -146,7 +149,7 @@ def _outcome(run: _Run, told: Told) -> _Outcome:
         return _Outcome(art=dict(_least_conn(run)))
     # Explorations are other ones in each run: what they cost is part of the answer.
     learning = replace(run.config.learning, seed=run.seed)
-    enabled = run.who not in (BASE, UNGUARDED)
+    enabled = run.who not in (BASE, AGAIN, UNGUARDED)
     config = replace(run.config, learning=replace(learning, enabled=enabled))
     world = world_of(
         run.scenario,
@@ -154,6 +157,7 @@ def _outcome(run: _Run, told: Told) -> _Outcome:
         run.seed,
         run.seconds,
         delay_seconds=config.policy.interval_seconds / 2,
+        ties=int(run.who == AGAIN),
     )
     source = _Spoilt(world) if run.who == "nan" else None
     lived = live(world, config, _policy(run, config), run.seconds, told, source)
@@ -168,7 +172,7 @@ def _outcome(run: _Run, told: Told) -> _Outcome:
 
 
 def _policy(run: _Run, config: Config) -> Learned | Neutral:
-    if run.who == BASE:
+    if run.who in (BASE, AGAIN):
         return Neutral(config)
     given = run.given
     if given is None:  # "table, cold"
@@ -248,7 +252,7 @@ class Comparison:
 
     def _given(self, who: str) -> Trained | None:
         """The trained file of one; read here, as other machines need not have it."""
-        if who in (LEAST_CONN, BASE, "table, cold"):
+        if who in (LEAST_CONN, BASE, AGAIN, "table, cold"):
             return None
         return trained.load(
             self.network if who == "dqn" and self.network else self.tables, self.config

@@ -31,11 +31,12 @@ def world_of(
     factor: float = 1.0,
     delay_seconds: float = 0.0,
     hand_over_seconds: float = 0.0,
+    ties: int = 0,
 ) -> World:
     """The scenario at `factor` of its load, as the configuration names it, its requests drawn from
     the seed. Balancers follow weights after the delay, and hold requests as the configuration has
     it: "on" as "auto", as the slots of all servers are known or those of none are; see `World` for
-    the hand-over."""
+    the hand-over and the ties."""
     drawn = schedule(loaded(scenario, factor), seed, seconds)
     servers, requests, changes = simulator_input(scenario, drawn)
     hold = {u.name: u.hold != "off" for u in config.upstreams}
@@ -53,6 +54,7 @@ def world_of(
         delay_seconds=delay_seconds,
         interval_seconds=config.policy.interval_seconds,
         seed=seed,
+        ties=ties,
     )
 
 

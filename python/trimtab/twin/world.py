@@ -64,6 +64,8 @@ class World:
         interval_seconds: in which each balancer asks once.
         rule: one of `RULES`.
         seed: of ties, failures and which balancer gets what.
+        ties: 0, or the number of another way to break ties: two worlds that differ in it alone
+            differ by chance alone.
     """
 
     def __init__(
@@ -83,10 +85,19 @@ class World:
         interval_seconds: float = 1.0,
         rule: str = "trimtab",
         seed: int = 0,
+        ties: int = 0,
     ) -> None:
         changes = Changes() if changes is None else changes
         count, m, c = len(requests.at), len(addresses), len(upstreams)
         random = np.random.default_rng([seed, 0x7477696E])
+        balancer = (
+            random.integers(0, balancers, count)
+            if balancers > 1
+            else np.zeros(count, dtype=np.int64)
+        )
+        uniform = random.random((count, 4))
+        if ties:
+            uniform[:, 0] = np.random.default_rng([seed, ties]).random(count)
         self.now = 0.0
         self.weights: Weights | None = None
         self.requests = requests
@@ -97,12 +108,8 @@ class World:
             at=requests.at,
             kind=requests.kind,
             work=requests.work,
-            balancer=(
-                random.integers(0, balancers, count)
-                if balancers > 1
-                else np.zeros(count, dtype=np.int64)
-            ),
-            uniform=random.random((count, 4)),
+            balancer=balancer,
+            uniform=uniform,
             change_at=changes.at,
             change_server=changes.server,
             change_speed=changes.speed,

@@ -157,6 +157,24 @@ def test_prefilled_values_decide_until_experience_does() -> None:
     assert one.proven(0)[0] == 0
 
 
+def test_an_action_is_worse_only_where_it_is_sure() -> None:
+    """Beyond two standard errors from enough visits; what a state shows outranks what is so over
+    all states."""
+    one = table()
+    assert one.worse(0, 1) == ""
+    one.restore({"rows": [], "overall": [["one", 8, -0.3, 0.1], ["two", 8, -0.1, 0.1]]})
+    assert one.worse(0, 1) == "worse than neutral by 0.30 ± 0.12 over all states"
+    assert one.worse(0, 2) == ""
+    one.prefill(3, 0, 1.0, 0.01, 8)
+    one.prefill(3, 1, 2.0, 0.01, 8)
+    one.prefill(3, 2, 0.5, 0.01, 8)
+    assert one.worse(3, 1) == ""
+    assert one.worse(3, 2) == "worse than neutral by 0.50 ± 0.05 in state 3"
+    one.prefill(4, 0, 1.0, 0.01, 3)
+    one.prefill(4, 2, 0.5, 0.01, 3)
+    assert one.worse(4, 2) == ""
+
+
 def test_state_survives_a_round_trip() -> None:
     """A restored table chooses alike; actions that are no more are dropped; damage is refused."""
     one = live(1.0, 0.5, 150, 0)
