@@ -4,7 +4,8 @@ Per server one number V, the integral of the rate at which each request in servi
 enough: a request of work w that starts at V = v ends at V = v + w. On a FIFO server the slot and
 the start of a request follow from what is there when it arrives, so its end in V is known at once;
 on a processor-sharing one it starts at once. So a server is a list of requests sorted by their
-ends in V. (`events` does the same in one piece for rules that know everything.)
+ends in V, linked both ways: who comes to a queue, however long, ends near its end. (`events` does
+the same in one piece for rules that know everything.)
 """
 
 from typing import NamedTuple
@@ -37,8 +38,10 @@ class Stations(NamedTuple):
     next_end: Floats  # (M,) time of the next end; inf: none
     present: Integers
     head: Integers  # request that ends next; -1: none
+    tail: Integers  # and the one that ends last
     free: Floats  # (M, most slots): V from which on each slot is free
-    following: Integers  # (N,) the one that ends after it
+    following: Integers  # (N,) the one that ends after it; -1: none
+    preceding: Integers  # (N,) and before it
     ends: Floats  # (N,) in V
 
 
@@ -59,8 +62,10 @@ def stations(servers: Servers, requests: int) -> Stations:
         next_end=np.full(m, np.inf),
         present=np.zeros(m, dtype=np.int64),
         head=np.full(m, -1, dtype=np.int64),
+        tail=np.full(m, -1, dtype=np.int64),
         free=np.zeros((m, int(servers.slots.max()))),
         following=np.full(requests, -1, dtype=np.int64),
+        preceding=np.full(requests, -1, dtype=np.int64),
         ends=np.zeros(requests),
     )
 
@@ -82,8 +87,10 @@ def bare_stations(of: Stations) -> Stations:
         next_end=bare(of.next_end),
         present=bare(of.present),
         head=bare(of.head),
+        tail=bare(of.tail),
         free=bare(of.free),
         following=bare(of.following),
+        preceding=bare(of.preceding),
         ends=bare(of.ends),
     )
 
@@ -127,16 +134,21 @@ def enter(s: Stations, i: int, job: int, need: float, now: float) -> None:
             end = s.free[i, slot] + need
         s.free[i, slot] = end
     s.ends[job] = end
-    previous = -1
-    place = s.head[i]
-    while place >= 0 and s.ends[place] <= end:
-        previous = place
-        place = s.following[place]
+    previous = s.tail[i]
+    place = -1
+    while previous >= 0 and s.ends[previous] > end:
+        place = previous
+        previous = s.preceding[previous]
     s.following[job] = place
+    s.preceding[job] = previous
     if previous < 0:
         s.head[i] = job
     else:
         s.following[previous] = job
+    if place < 0:
+        s.tail[i] = job
+    else:
+        s.preceding[place] = job
     s.present[i] += 1
     _settle(s, i, now)
 
@@ -150,7 +162,10 @@ def leave(s: Stations, i: int, now: float) -> int:
     s.head[i] = s.following[job]
     s.present[i] -= 1
     if s.present[i] == 0:
+        s.tail[i] = -1
         _empty(s, i)
+    else:
+        s.preceding[s.head[i]] = -1
     _settle(s, i, now)
     return job
 
@@ -167,7 +182,7 @@ def change(s: Stations, i: int, speed: float, error: float, down: int, now: floa
     lost = -1
     if down:
         lost = s.head[i]
-        s.head[i] = -1
+        s.head[i] = s.tail[i] = -1
         s.present[i] = 0
         _empty(s, i)
     _settle(s, i, now)

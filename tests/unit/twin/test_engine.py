@@ -1,6 +1,7 @@
 """The twin's event loop: the golden sequences' rule, queueing theory, counters, rules of others."""
 
 import math
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -180,6 +181,36 @@ def test_thrashing_and_slowdowns_are_those_of_the_other_simulator(sharing: bool)
     calm = world(replace(servers, thrash=Servers.alike(1).thrash), requests, events)
     calm.finish()
     assert calm.outcome.ended.max() < one.outcome.ended.max()
+
+
+def test_a_queue_that_was_lost_leaves_nothing_behind() -> None:
+    """A server in overload goes down with its queue and comes back: who comes then waits for nobody
+    who came before, and each after the one before it; every request ends once."""
+    events = changed((50.0, 0, 1.0, 0.0, 1), (75.0, 0, 1.0, 0.0, 0))
+    requests = poisson(600, 4.0, seed=7)
+    one = world(Servers.alike(1), requests, events)
+    one.finish()
+    assert (one.outcome.status[requests.at < 75] == engine.FAILED).sum() > 50
+    assert one.totals()[0] == 600
+    later = requests.at > 75
+    ended, at = 75.0, requests.at[later]
+    for mine, arrived, work in zip(one.outcome.ended[later], at, requests.work[later], strict=True):
+        ended = max(ended, arrived) + work
+        assert mine == pytest.approx(ended)
+
+
+@pytest.mark.skipif(not AVAILABLE, reason="of compiled code")
+def test_a_long_queue_costs_no_more_than_a_short_one() -> None:
+    """In overload for eight times as long, eight times the work, not sixty-four."""
+
+    def spent(count: int) -> float:
+        one = world(Servers.alike(1, 2), poisson(count, 4.0), interval_seconds=SELDOM)
+        begun = time.process_time()
+        one.finish()
+        return time.process_time() - begun
+
+    spent(100)
+    assert min(spent(80_000) for _ in range(3)) < 25 * min(spent(10_000) for _ in range(3))
 
 
 def test_a_drained_server_gets_nothing() -> None:
