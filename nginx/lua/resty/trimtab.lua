@@ -19,9 +19,9 @@
 -- request to nginx's own balancer, and says so in the error log.
 --
 -- Runs on nginx 1.22 with lua module 0.10.23 and lua-resty-core 0.1.25
--- (Debian 12), and uses nothing that a current OpenResty lacks, though none
--- was run. Needs
--- lua_code_cache on, which it is by default.
+-- (Debian 12), and on nginx 1.26 with 0.10.28 and 0.1.31 (Debian 13); what it
+-- uses a current OpenResty has, though none was run. Needs lua_code_cache on,
+-- which it is by default.
 local account = require("resty.trimtab.account")
 local base = require("resty.core.base")
 local board = require("resty.trimtab.board")

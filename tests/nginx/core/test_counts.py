@@ -398,7 +398,9 @@ def test_http_2_streams_that_are_given_up_are_released(nginx: Hooked, is_reset: 
 @pytest.mark.parametrize("fault", ["close", "500"])
 def test_nginx_s_own_max_fails_leaks_nothing(tmp_path: Path, balance: bool, fault: str) -> None:
     """With nginx's default of max_fails=1, as rendered: where both servers fail, nginx's balancer
-    gives up on them, and the hook does not; in both cases every count is zero at rest."""
+    gives up on them, and the hook does not; in both cases every count is zero at rest.
+
+    For nginx's 502 the Lua module says 500 from 0.10.27 or so on, where Lua has picked nobody."""
     with (
         peers(Peer(fault=fault), Peer(fault=fault)) as group,
         hooked(
@@ -410,12 +412,12 @@ def test_nginx_s_own_max_fails_leaks_nothing(tmp_path: Path, balance: bool, faul
     ):
         failed = 502 if fault == "close" else 500
         got = asyncio.run(load(nginx.port, ["/a"], concurrency=4, count=40))
-        assert set(got.statuses) <= {failed, 502}
+        assert set(got.statuses) <= ({failed} if balance else {failed, 500, 502})
         until(nginx.is_at_rest)
         for peer in group:
             peer.fault = ""
         status, _ = nginx.get("/a")
-        assert status == (200 if balance else 502)
+        assert status in ((200,) if balance else (500, 502))
         until(nginx.is_at_rest)
         assert nginx.total("a", "requests") >= (41 if balance else 1)
 

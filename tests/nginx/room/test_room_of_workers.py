@@ -82,6 +82,8 @@ def test_a_killed_worker_strands_nobody_elsewhere(tmp_path: Path) -> None:
     ):
         assert nginx.get("/a", x_work="0.05")[0] == 200
         until(lambda: nginx.snapshot()["addresses"][0]["limit"] == 1)
+        # One worker has said so; each looks every 0.4 s, and not at the same time.
+        time.sleep(MAINTENANCE_SECONDS + 0.1)
         holder = Client(port, "/a", 60)
         until(lambda: nginx.in_flight() == 1)
         clients = [Client(port, "/a", 0.005) for _ in range(40)]
@@ -102,7 +104,7 @@ def test_a_killed_worker_strands_nobody_elsewhere(tmp_path: Path) -> None:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_reload_answers_everyone(tmp_path: Path, workers: int) -> None:
     """Requests that wait in old workers are served, between those of new workers."""
-    with full(tmp_path, work=0.4, workers=workers) as (nginx, _):
+    with full(tmp_path, work=1.5, workers=workers) as (nginx, _):
         old = [Client(nginx.port, "/a", 0.01) for _ in range(20)]
         until(lambda: waiting(nginx) == 20)
         nginx.reload()
