@@ -312,6 +312,10 @@ end
 
 local function maintain(premature)
     if premature then
+        if wake.is_asleep then
+            -- Else it would end up to a second later.
+            wake.rouse()
+        end
         return board.resign()
     end
     reserve()

@@ -209,3 +209,24 @@ def test_pokes_from_strangers_change_nothing(tmp_path: Path) -> None:
         clients = [Client(nginx.port, "/a", 0.001) for _ in range(10)]
         assert statuses(clients) == [200] * 10
         assert {w["pid"]: w["port"] for w in nginx.snapshot()["workers"]} == ports
+
+
+def test_a_worker_without_requests_sleeps(tmp_path: Path) -> None:
+    """A worker that has had no request for a second wakes a few times a second, and as often as
+    before from when one comes."""
+
+    def wakes(seconds: float) -> int:
+        before = worker.num_ctx_switches().voluntary
+        time.sleep(seconds)
+        return int(worker.num_ctx_switches().voluntary - before)
+
+    with peers(Peer(slots=1)) as group, hooked(tmp_path, {"a": known(group)}, hold=HELD) as nginx:
+        until(lambda: all(w["port"] for w in nginx.snapshot()["workers"]))
+        worker = psutil.Process(nginx.workers()[0])
+        time.sleep(2)
+        asleep = wakes(2)
+        client = Client(nginx.port, "/a", 60)
+        awake = wakes(2)
+        client.leave()
+    # Twenty looks a second in place of one, beside a dozen of other timers.
+    assert awake > 1.5 * asleep

@@ -17,6 +17,7 @@ local libc = require("resty.trimtab.libc")
 local new = require("ffi").new
 local pace = require("resty.trimtab.pace")
 local passes = require("resty.trimtab.passes")
+local requests = require("resty.trimtab.requests")
 local room_module = require("resty.trimtab.room")
 local rule = require("resty.trimtab.rule")
 local segment = require("resty.trimtab.segment")
@@ -253,7 +254,7 @@ end
 function _M.listen(pid)
     return wake.listen(map, pid, recheck, function()
         return room.waiting == 0
-    end)
+    end, requests.are_none)
 end
 
 

@@ -12,9 +12,11 @@
 -- made as were ever in flight at once.
 local ffi = require("ffi")
 local libc = require("resty.trimtab.libc")
+local wake = require("resty.trimtab.wake")
 
 local cast = ffi.cast
 local new = ffi.new
+local next = next
 local pairs = pairs
 local raise_when_freed = libc.raise_when_freed
 local tonumber = tonumber
@@ -94,6 +96,9 @@ end
 
 -- A record for this request.
 function _M.add(request, key)
+    if wake.is_asleep then
+        wake.rouse()
+    end
     local record
     if free_count > 0 then
         record = free[free_count]
@@ -163,6 +168,12 @@ function _M.visit(before, look)
             look(record, cast("void *", cast("uintptr_t", key)))
         end
     end
+end
+
+
+-- Whether this worker has no request.
+function _M.are_none()
+    return next(records) == nil
 end
 
 

@@ -10,7 +10,8 @@
 -- reads the sender's address and enters it in the shared mapping.
 --
 -- A poke may be lost (a full buffer, a port not known yet); each worker looks
--- at its room every RECHECK_SECONDS anyway.
+-- at its room every RECHECK_SECONDS anyway. One that has had no request for a
+-- second sleeps, and is roused by the next one, with a poke of its own.
 local bit = require("bit")
 local ffi = require("ffi")
 
@@ -53,15 +54,27 @@ local DONT_WAIT_NO_SIGNAL = 0x4040
 local RECHECK_SECONDS = 0.05
 -- An address's index in two bytes, and one.
 local MESSAGE_BYTES = 3
+-- A worker without requests sleeps after so many looks, which is a second: to
+-- be roused costs as much as two of them.
+local QUIET_LOOKS = 20
+-- So late a worker looks whose own poke is lost, if that is ever.
+local SLEEP_SECONDS = 1
+-- In the place of a server's index: no server has room.
+local NO_SERVER = 65535
 -- After so many wake-ups the timer is started anew, so that what nginx keeps
 -- for a running timer is freed.
 local WAKES = 100000
 -- In the shared dict: descriptor and port of the common socket.
 local KEY = "wake"
 
-local _M = {}
+-- is_asleep: whether rouse() is to be called when a request comes.
+local _M = { is_asleep = false }
 
 local descriptor, port
+-- The shared mapping, and this process.
+local map, own_pid
+-- Looks in a row without any request.
+local quiet = 0
 local address = new("trimtab_sockaddr")
 local length = new("unsigned int[1]")
 local buffer_bytes = 64
@@ -123,8 +136,19 @@ function _M.poke(a_port, i, hops)
 end
 
 
+-- Has this worker look again every RECHECK_SECONDS, from now on.
+function _M.rouse()
+    _M.is_asleep, quiet = false, 0
+    for i = 0, tonumber(map.head.rows) - 1 do
+        if map.owners[i].pid == own_pid then
+            return _M.poke(tonumber(map.owners[i].port), NO_SERVER, 0)
+        end
+    end
+end
+
+
 -- Reads who listens where.
-local function learn(map, secret)
+local function learn(secret)
     for _ = 1, tonumber(map.head.rows) do
         length[0] = sizeof(address)
         local size = tonumber(C.trimtab_recvfrom(descriptor, buffer,
@@ -147,7 +171,7 @@ local function learn(map, secret)
 end
 
 
-local function connect(map, pid)
+local function connect()
     local socket = ngx.socket.udp()
     socket:settimeout(RECHECK_SECONDS * 1000)
     local ok, err = socket:setpeername("127.0.0.1", port)
@@ -155,26 +179,43 @@ local function connect(map, pid)
         return nil, err
     end
     local secret = format("%d", tonumber(map.head.secret))
-    ok, err = socket:send(pid .. " " .. secret)
+    ok, err = socket:send(own_pid .. " " .. secret)
     if not ok then
         return nil, err
     end
-    learn(map, secret)
+    learn(secret)
     return socket
 end
 
 
 -- Calls `look(i, hops)` whenever this worker is poked, and look() after
 -- RECHECK_SECONDS without a poke, from a timer, until the worker exits and
--- `is_done()` says that nobody waits.
-function _M.listen(map, pid, look, is_done)
+-- `is_done()` says that nobody waits. Where there are no requests at all,
+-- says `is_idle()`, it looks less often.
+function _M.listen(a_map, pid, look, is_done, is_idle)
+    map, own_pid = a_map, pid
+
+    local seconds
+
+    local function receive(socket)
+        quiet = is_idle() and quiet + 1 or 0
+        _M.is_asleep = quiet > QUIET_LOOKS
+        local patience = _M.is_asleep and SLEEP_SECONDS or RECHECK_SECONDS
+        if patience ~= seconds then
+            seconds = patience
+            socket:settimeout(seconds * 1000)
+        end
+        return socket:receive(buffer_bytes)
+    end
+
     local function run(premature)
         if premature then
             return
         end
         local socket, err
         if descriptor then
-            socket, err = connect(map, pid)
+            socket, err = connect()
+            seconds = RECHECK_SECONDS
         end
         if err then
             ngx_log(WARN, "trimtab: failed to listen to other workers: ",
@@ -184,7 +225,7 @@ function _M.listen(map, pid, look, is_done)
         for wakes = 1, math.huge do
             local poke, failed
             if socket then
-                poke, failed = socket:receive(buffer_bytes)
+                poke, failed = receive(socket)
             end
             if poke and #poke == MESSAGE_BYTES then
                 local high, low, hops = byte(poke, 1, MESSAGE_BYTES)
