@@ -36,7 +36,7 @@ def authority(directory: Path, name: str = "authority") -> Pair:
 def signed(
     by: Pair, directory: Path, name: str, *, host: str = "localhost", days: int = 30
 ) -> Pair:
-    """A certificate for `host` that `by` signed; of negative `days` it has expired."""
+    """A certificate for `host` that `by` signed; of no `days` it has expired."""
     pair = Pair(directory / f"{name}.pem", directory / f"{name}.key")
     request = directory / f"{name}.csr"
     _openssl("req", *_KEY, "-keyout", pair.key, "-out", request, "-subj", f"/CN={name}",

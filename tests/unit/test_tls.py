@@ -25,7 +25,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pair]:
         "server": signed(root, directory, "server"),
         "other": signed(root, directory, "other", host="elsewhere.example"),
         "balancer": signed(root, directory, "balancer"),
-        "expired": signed(root, directory, "expired", days=-1),
+        "expired": signed(root, directory, "expired", days=0),
     }
 
 
