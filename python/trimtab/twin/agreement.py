@@ -55,7 +55,7 @@ def _mean(servers: Servers, requests: Requests, rule: str, seed: int) -> float:
         upstreams=["a"],
         addresses=[f"s{i}" for i in range(len(servers.slots))],
         rule=rule,
-        interval_seconds=SELDOM_SECONDS,
+        maintenance_seconds=SELDOM_SECONDS,
         seed=seed,
     )
     world.finish()

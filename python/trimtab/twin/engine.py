@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.model import BUCKET_BOUNDS_SECONDS, FAILED_TARDINESS
-from trimtab.twin import rivals, stations
+from trimtab.twin import rivals, services, stations
 from trimtab.twin.compiled import compiled, inlined
 from trimtab.twin.parts import (
     BUCKETS,
@@ -59,7 +59,7 @@ from trimtab.twin.room import (
 )
 from trimtab.twin.stations import Stations, bare_stations
 
-__all__ = ["FAILED", "OK", "SERVICE_MEMORY", "TRIMTAB", "run"]
+__all__ = ["FAILED", "OK", "TRIMTAB", "run"]
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -72,14 +72,12 @@ TRIMTAB: Final = 0  # the code of our own rule; the others are in `rivals`
 # As in counters.lua: servers without events are carried on this often.
 TOUCH_SECONDS: Final = 0.05
 
-# As in services.lua: memory of a class's mean service time, in samples.
-SERVICE_MEMORY: Final = 200.0
-
 FIRST_BUCKET_SECONDS: Final = BUCKET_BOUNDS_SECONDS[0]
 FAILED_COUNTS: Final = FAILED_TARDINESS
 
 _pick, _advance, _rate = fast_rule.pick, fast_rule.advance, fast_rule.rate
 _error_ratio, _forget = fast_rule.error_ratio, fast_rule.forget
+_sample, _refresh = services.sample, services.refresh
 _enter, _leave, _change = stations.enter, stations.leave, stations.change
 
 
@@ -124,17 +122,17 @@ def _end_try(
     present = k.in_flight[g]
     _carry(b, g, now, c, k, n)
     seconds = now - o.began[job]
+    is_first = False
     if ok:
-        k.done[g] += o.own[job]
+        # In the v_j of today: see services.lua.
+        k.done[g] += c.service[b, j] * c.affinity[b, j, i]
         n.completions_at[g, min(max(int(present), 1), LEVELS) - 1] += 1
         if o.unqueued[job]:
             n.pair[q, UNQUEUED] += 1
             n.pair[q, UNQUEUED_SECONDS] += seconds
             n.pair[q, UNQUEUED_SQUARED] += seconds * seconds
-            n.sampled[b, j] += 1
             nominal = seconds * c.prior[g] / c.affinity[b, j, i]
-            share = max(1 / n.sampled[b, j], 1 / SERVICE_MEMORY)
-            n.service[b, j] += (nominal - n.service[b, j]) * share
+            is_first = _sample(b, j, nominal, n)
     else:
         n.pair[q, FAILURES] += 1
     k.error[g] = _error_ratio(k.error[g], not ok)
@@ -142,6 +140,8 @@ def _end_try(
     k.in_flight[g] = present - 1
     k.work[g] = k.work[g] - o.own[job] if present > 1 else 0.0
     _in_flight(n.pair, q, now, -1.0)
+    if is_first:
+        _refresh(b, c, k, n)
 
 
 @inlined

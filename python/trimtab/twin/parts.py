@@ -83,6 +83,7 @@ class Control(NamedTuple):
     weight: Floats  # (B, C, M)
     affinity: Floats  # (B, C, M)
     skip: Floats  # (B, C, M): 1 for drained
+    told: Floats  # (B, C): v_j as told, 0 where it was not
     service: Floats  # (B, C): v_j in use
     prior: Floats  # (B·M,), see `Balancers`
     slots: Floats  # (B·M,): 0 for unknown
@@ -140,6 +141,7 @@ def control(balancers: int, classes: int, servers: int) -> Control:
         weight=np.ones(shape),
         affinity=np.ones(shape),
         skip=np.zeros(shape),
+        told=np.zeros((balancers, classes)),
         service=np.full((balancers, classes), 0.01),
         prior=np.ones(balancers * servers),
         slots=np.zeros(balancers * servers),
@@ -220,6 +222,7 @@ def bare_control(of: Control) -> Control:
         weight=bare(of.weight),
         affinity=bare(of.affinity),
         skip=bare(of.skip),
+        told=bare(of.told),
         service=bare(of.service),
         prior=bare(of.prior),
         slots=bare(of.slots),

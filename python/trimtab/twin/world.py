@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.model import AddressCounters, PairCounters, Snapshot, Weights
-from trimtab.twin import engine, parts, rivals, room, stations
-from trimtab.twin.engine import SERVICE_MEMORY
+from trimtab.twin import engine, parts, rivals, room, services, stations
 from trimtab.twin.events import Records
 from trimtab.twin.workload import Changes, Requests, Servers
 
@@ -27,13 +26,8 @@ Floats = NDArray[np.float64]
 # "trimtab" is our rule, the others are explained in `rivals`.
 RULES: Final = {"trimtab": engine.TRIMTAB, **rivals.CODES}
 
-# counters.lua and registry.lua: memory of the rate estimate in mean services, its bounds, and what
-# a class's service time is taken for before anything is known.
-TAU_SERVICES: Final = 30.0
-TAU_SECONDS: Final = (0.1, 10.0)
-DEFAULT_SERVICE_SECONDS: Final = 0.01
-MIN_SERVICE_SECONDS: Final = 1e-6
-PRIOR_SAMPLES: Final = 20.0
+# As in trimtab.lua: balancers look at their own service times this often.
+MAINTENANCE_SECONDS: Final = 0.4
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +56,7 @@ class World:
         delay_seconds: from `apply` to the first balancer that uses the weights; each of B balancers
             gets them 1/B of `interval_seconds` after the one before.
         interval_seconds: in which each balancer asks once.
+        maintenance_seconds: each balancer looks at its own service times this often.
         rule: one of `RULES`.
         seed: of ties, failures and which balancer gets what.
         ties: 0, or the number of another way to break ties: two worlds that differ in it alone
@@ -83,6 +78,7 @@ class World:
         hand_over_seconds: float = 0.0,
         delay_seconds: float = 0.0,
         interval_seconds: float = 1.0,
+        maintenance_seconds: float = MAINTENANCE_SECONDS,
         rule: str = "trimtab",
         seed: int = 0,
         ties: int = 0,
@@ -104,6 +100,7 @@ class World:
         self._upstreams, self._addresses = tuple(upstreams), tuple(addresses)
         self._code = RULES[rule]
         self._delay, self._interval = delay_seconds, interval_seconds
+        self._maintenance = maintenance_seconds
         self._load = parts.Load(
             at=requests.at,
             kind=requests.kind,
@@ -129,7 +126,6 @@ class World:
             self._control.given[:] = 1
         for j, name in enumerate(upstreams):
             self._control.deadline[j] = (deadlines or {}).get(name, 0.0)
-        self._learned = np.zeros((balancers, c))  # v_j as told; 0: not told
         self._generation = [0] * balancers
         self._orders: list[_Order] = []
 
@@ -143,9 +139,12 @@ class World:
         self._piecewise(end)
 
     def _piecewise(self, end: float) -> None:
-        """Up to `end`; each balancer looks at its own service times once an interval."""
-        while not self._learned.all():
-            tick = (math.floor(self.now / self._interval) + 1) * self._interval
+        """Up to `end`; each balancer looks at its own service times now and then."""
+        each = self._maintenance
+        while not self._control.told.all():
+            tick = (math.floor(self.now / each) + 1) * each
+            if tick <= self.now:
+                tick += each
             if tick >= end:
                 break
             self._run(tick)
@@ -194,7 +193,7 @@ class World:
         self._generation[b] = order.weights.generation
         for j, name in enumerate(self._upstreams):
             upstream = order.weights.upstreams[name]
-            self._learned[b, j] = upstream.service_time_seconds or 0.0
+            c.told[b, j] = upstream.service_time_seconds or 0.0
             if upstream.deadline_seconds is not None:
                 c.deadline[j] = upstream.deadline_seconds
             for i, address in enumerate(self._addresses):
@@ -210,22 +209,8 @@ class World:
         self._refresh_services()
 
     def _refresh_services(self) -> None:
-        """As refresh() in services.lua: what was told, else what was seen, drawn to the mean over
-        all samples where that is little."""
-        c, n = self._control, self._counters
         for b in range(len(self._generation)):
-            is_told = self._learned[b] > 0
-            seconds = np.where(is_told, self._learned[b], n.service[b])
-            samples = np.where(is_told, SERVICE_MEMORY, n.sampled[b])
-            remembered = np.minimum(samples, SERVICE_MEMORY)
-            prior = DEFAULT_SERVICE_SECONDS
-            if remembered.any():
-                prior = max(float(seconds @ remembered / remembered.sum()), MIN_SERVICE_SECONDS)
-            drawn = (seconds * samples + prior * PRIOR_SAMPLES) / (samples + PRIOR_SAMPLES)
-            c.service[b] = np.where(is_told, seconds, drawn)
-            mean = max(float(c.service[b].mean()), MIN_SERVICE_SECONDS)
-            c.mean_service[b] = mean
-            c.tau[b] = min(max(TAU_SERVICES * mean, TAU_SECONDS[0]), TAU_SECONDS[1])
+            services.refresh(b, self._control, self._balancers, self._counters)
 
     # Source
 

@@ -45,7 +45,7 @@ def mean_response(servers: Servers, rate: float, work=None) -> tuple[float, floa
         requests = poisson(COUNT, rate, seed=seed)
         if work is not None:
             requests = replace(requests, work=work(np.random.default_rng([seed, 1])))
-        one = world(servers, requests, seed=seed, interval_seconds=SELDOM)
+        one = world(servers, requests, seed=seed, maintenance_seconds=SELDOM)
         one.finish()
         assert (one.outcome.status == engine.OK).all()
         means.append((one.outcome.ended - requests.at)[COUNT // 50 :].mean())
@@ -141,6 +141,43 @@ def test_counters_add_up_to_the_outcome() -> None:
     snapshot = one.read()[0]
     done = sum(sum(a.completions_at) for a in snapshot.addresses.values())
     assert done == (one._load.balancer == 0).sum()
+
+
+def test_a_completion_counts_in_the_service_time_of_its_end() -> None:
+    """The first answer of a class says what v_j is; what was sent out before it counts so too, and
+    not as the ten milliseconds that it was taken for."""
+    requests = Requests(
+        at=np.array([0.0, 0.001]),
+        kind=np.zeros(2, dtype=np.int64),
+        work=np.array([0.1, 0.2]),
+        deadline=np.array([1.0]),
+        mean_work=np.array([0.1]),
+    )
+    one = world(Servers.alike(1, 2), requests, maintenance_seconds=SELDOM)
+    one.advance(0.15)
+    assert one._control.service[0, 0] == pytest.approx(0.1)
+    assert one._balancers.done[0] == pytest.approx(0.1)
+    last, tau = one._balancers.last[0], one._control.tau[0]
+    one.finish()
+    kept = math.exp(-(one._balancers.last[0] - last) / tau)
+    assert one._balancers.done[0] == pytest.approx(one._control.service[0, 0] * (kept + 1))
+
+
+def test_servers_of_a_cold_start_are_not_misjudged_for_long() -> None:
+    """Twelve unequal servers of which nothing is known, held: after two seconds none that is nearly
+    idle is taken for half as fast as it is, though the first samples of v_j are as they happen."""
+    speed = np.repeat([1.0, 2.0, 4.0], 4)
+    servers = replace(Servers.alike(12, 2), speed=speed)
+    low = 0
+    for seed in range(20):
+        requests = poisson(2000, 560.0, mean_work=(0.08,), deadline=(0.18,), seed=seed)
+        one = world(servers, requests, hold=True, seed=seed)
+        one.advance(2.0)
+        k = one._balancers
+        # A rate of 1 is what a request meets on average.
+        mean = one._control.service[0, 0] / 0.08
+        low += int((k.rate / (speed * mean) < 0.5).sum())
+    assert low < 5
 
 
 def weights(**peer: float) -> Weights:

@@ -42,7 +42,7 @@ def test_one_queue_before_one_server_is_mmc() -> None:
     means = []
     for seed in range(8):
         requests = poisson(COUNT, 2 * 0.7, seed=seed)
-        one = lived(Servers.alike(1, 2), requests, hold=True, interval_seconds=1e6, seed=seed)
+        one = lived(Servers.alike(1, 2), requests, hold=True, maintenance_seconds=1e6, seed=seed)
         assert (one.outcome.status == engine.OK).all()
         busy = one.read()[0].addresses["s0"].seconds_at
         assert sum(busy[2:]) == 0
@@ -101,7 +101,7 @@ def test_a_slot_stands_idle_while_a_request_is_handed_over() -> None:
         deadline=np.array([1.0]),
         mean_work=np.array([1.0]),
     )
-    given = {"hold": True, "hand_over_seconds": 0.5, "interval_seconds": 1e6}
+    given = {"hold": True, "hand_over_seconds": 0.5, "maintenance_seconds": 1e6}
     ended = lived(Servers.alike(1), requests, **given).outcome.ended
     assert ended.tolist() == pytest.approx([1.0, 2.5, 6.0])
     short = replace(requests, at=requests.at / 1000, work=requests.work / 1000)

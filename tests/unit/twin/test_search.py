@@ -57,7 +57,7 @@ def test_each_objective_finds_the_least_of_its_own(scenario: Scenario) -> None:
         return candidates(scenario, config, tables, Here())
 
     found = [
-        search(play, (2, 2), objective=objective, evaluations=40).weights
+        search(play, (2, 2), objective=objective, evaluations=40, seed=1).weights
         for objective in OBJECTIVES
     ]
     runs = list(play([np.ones((2, 2)), *found]))

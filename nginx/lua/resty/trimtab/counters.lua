@@ -84,13 +84,6 @@ function _M.open(shared, registry, row)
 end
 
 
--- Sets the time scale of the estimates from the mean service time.
-function _M.tune(seconds)
-    mean_service = seconds
-    tau = min(MAX_TAU_SECONDS, max(MIN_TAU_SECONDS, TAU_SERVICES * seconds))
-end
-
-
 local function refresh_rows()
     seen_stamp = head.rows_stamp
     live_count = 0
@@ -200,6 +193,19 @@ local function rerate(i)
 end
 
 
+-- Sets the scale of the estimates from the mean service time; the same work
+-- is `growth` times as many seconds as it was before.
+function _M.tune(seconds, growth)
+    mean_service = seconds
+    tau = min(MAX_TAU_SECONDS, max(MIN_TAU_SECONDS, TAU_SERVICES * seconds))
+    for s = 1, #servers do
+        local i = servers[s]
+        done[i] = done[i] * growth
+        rerate(i)
+    end
+end
+
+
 -- Carries on all servers that nobody has for TOUCH_SECONDS: the stalled and
 -- the idle ones, which have no events of their own.
 function _M.touch(now)
@@ -246,12 +252,13 @@ end
 
 
 -- A try ends. `outcome` is 1 for success, -1 for failure, 0 for neither (a
--- client that went away says nothing about the peer).
-function _M.finish(i, q, work, now, outcome)
+-- client that went away says nothing about the peer). `work` is what start()
+-- counted, `worth` the same in the v_j of today.
+function _M.finish(i, q, work, worth, now, outcome)
     local n = in_flight_at(i)
     carry(i, now, n)
     if outcome > 0 then
-        done[i] = done[i] + work
+        done[i] = done[i] + worth
         local levels = own.levels[i]
         local level = min(max(n, 1), LEVELS) - 1
         levels.completions_at[level] = levels.completions_at[level] + 1

@@ -54,10 +54,10 @@ typedef struct {
 typedef struct { unsigned char length; char text[255]; } trimtab_name;
 typedef struct { double upstream, address; } trimtab_pair_name;
 
-/* The mean service time of a class, and how long its answers may take: see
-   rescue.lua. */
+/* The mean service time of a class, what it is taken for, and how long its
+   answers may take: see services.lua and rescue.lua. */
 typedef struct {
-    double count, mean_seconds;
+    double count, mean_seconds, in_use;
     double answers, longest, longest_head;
 } trimtab_service;
 
@@ -114,7 +114,7 @@ typedef struct { double waiting; } trimtab_room;
 
 local MAGIC = 0x7472696d
 -- Rises with every change of the structs above, and of what is in them.
-local LAYOUT = 7
+local LAYOUT = 8
 local PAGE_BYTES = 4096
 -- The proto's bound.
 local MAX_UPSTREAMS = 256

@@ -65,10 +65,12 @@ end
 
 -- Ends the try under way.
 local function end_try(record, now, outcome)
-    local i = record.server
+    local i, upstream = record.server, record.upstream
     record.server = -1
     record.is_bound = false
-    counters.finish(i, record.pair, record.work, now, outcome)
+    counters.finish(i, record.pair, record.work,
+                    upstream.service * upstream.affinity[record.position],
+                    now, outcome)
     ended(record, i, now, outcome)
     waiting.freed(i, now)
 end

@@ -9,8 +9,14 @@
 -- rate enters; the rates are then relative to it, and 1 is what a request of
 -- the class meets on average. That makes the prior, 1, a fair guess for a new
 -- or idle peer: one that draws all traffic has a rate of 1 itself, and not of
--- more because of a slow sample that another once gave. When v_j moves, all
--- rates follow within their short memory, and picks do not change.
+-- more because of a slow sample that another once gave.
+--
+-- When v_j moves, so do the rates, and picks do not change. What a server has
+-- completed (D, see rule.lua) is counted in v_j: it is multiplied by what the
+-- classes' v_j have grown by, each as frequent as its samples. A busy server
+-- would forget the old ones by itself, but an idle one remembers for 10 s:
+-- when the first sample was short, those that had nothing to do when v_j grew
+-- fivefold were taken for five times slower than they are, and got nothing.
 local counters = require("resty.trimtab.counters")
 local registry_module = require("resty.trimtab.registry")
 
@@ -63,7 +69,8 @@ end
 
 -- Brings v_j of all upstreams up to date: the policy server's, else the own
 -- estimate, drawn to the mean over all samples where it has few. Cheap; from a
--- timer, and when the weights change.
+-- timer, and when the weights change. Two workers that do so in the same
+-- microsecond may both multiply D: it is forgotten soon.
 function _M.refresh(registry)
     local sum, samples = 0, 0
     for _, upstream in ipairs(registry.upstreams) do
@@ -75,16 +82,24 @@ function _M.refresh(registry)
     local prior = samples > 0 and max(sum / samples, MIN_SERVICE_SECONDS)
                   or DEFAULT_SERVICE_SECONDS
     sum = 0
+    local before, after = 0, 0
     for _, upstream in ipairs(registry.upstreams) do
         local seconds, count = known(registry, upstream)
         upstream.service = upstream.learned_service
                            or (seconds * count + prior * PRIOR_SAMPLES)
                               / (count + PRIOR_SAMPLES)
         sum = sum + upstream.service
+        local service = registry.map.services[upstream.index]
+        local share = tonumber(service.count) + 1
+        if service.in_use > 0 then
+            before = before + share * service.in_use
+            after = after + share * upstream.service
+        end
+        service.in_use = upstream.service
     end
     local mean = max(sum / #registry.upstreams, MIN_SERVICE_SECONDS)
     registry.map.head.mean_service = mean
-    counters.tune(mean)
+    counters.tune(mean, before > 0 and after / before or 1)
 end
 
 
