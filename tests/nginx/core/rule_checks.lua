@@ -10,11 +10,7 @@ local ipairs = ipairs
 
 
 local function doubles(values)
-    local array = ffi.new("double[?]", #values)
-    for v, value in ipairs(values) do
-        array[v - 1] = value
-    end
-    return array
+    return ffi.new("double[?]", #values, values)
 end
 
 

@@ -7,11 +7,7 @@ local ffi = require("ffi")
 local services = require("resty.trimtab.services")
 
 local function doubles(values)
-    local array = ffi.new("double[?]", #values)
-    for v, value in ipairs(values) do
-        array[v - 1] = value
-    end
-    return array
+    return ffi.new("double[?]", #values, values)
 end
 
 ngx.req.read_body()
